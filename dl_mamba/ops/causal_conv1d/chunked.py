@@ -1,0 +1,70 @@
+"""Causal depthwise convolution as d_conv shifted products, which XLA fuses into one pass.
+
+With a mask each row is first left-aligned, so that the window of a token holds the real tokens before it.
+"""
+
+from __future__ import annotations
+
+from keras import ops
+
+from dl_mamba.ops.numerics import accumulation_dtype, upcast
+from dl_mamba.ops.sequence import left_alignment, take_tokens
+
+
+def chunked(x, weight, bias, activation, initial_state, starts, mask):
+    weight, bias = upcast(accumulation_dtype(x, weight), weight, bias)
+    rank = None
+    if mask is not None:
+        order, rank = left_alignment(mask)
+        x = take_tokens(x, order)
+        starts = None if starts is None else take_tokens(starts, order)
+    tokens = ops.concatenate([ops.cast(initial_state, x.dtype), x], axis=1)
+    documents = None if starts is None else _number_documents(starts, weight.shape[0] - 1)
+    y = _convolve(tokens, weight, documents)
+    y = y if bias is None else y + bias
+    y = y if activation is None else ops.silu(y)
+    if rank is not None:
+        y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
+    return y, _final_window(tokens, documents, mask, weight.shape[0] - 1)
+
+
+def _number_documents(starts, history):
+    """(batch, history + length): 0 for the initial state and the first document, then 1, 2, ..."""
+    number = ops.cumsum(ops.cast(starts, "int32"), axis=1)
+    before = ops.zeros_like(number[:, :1])
+    return ops.concatenate([before] * history + [number], axis=1)
+
+
+def _convolve(tokens, weight, documents):
+    width = weight.shape[0]
+    batch, total, channels = ops.shape(tokens)
+    length = total - (width - 1)
+    y = 0.0
+    for k in range(width):
+        tap = ops.cast(ops.slice(tokens, (0, k, 0), (batch, length, channels)), weight.dtype)
+        if documents is not None and k < width - 1:
+            there = ops.slice(documents, (0, k), (batch, length))
+            here = ops.slice(documents, (0, width - 1), (batch, length))
+            tap = ops.where(ops.equal(there, here)[..., None], tap, 0.0)
+        y = y + tap * weight[k]
+    return y
+
+
+def _final_window(tokens, documents, mask, history):
+    """The last `history` real tokens of the last document of each row, zeros before them."""
+    batch, total, channels = ops.shape(tokens)
+    if mask is None:
+        window = ops.slice(tokens, (0, total - history, 0), (batch, history, channels))
+        if documents is None:
+            return window
+        numbers = ops.slice(documents, (0, total - history), (batch, history))
+        last = ops.slice(documents, (0, total - 1), (batch, 1))
+    else:
+        count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
+        index = count + ops.arange(history, dtype="int32")
+        window = take_tokens(tokens, index)
+        if documents is None:
+            return window
+        numbers = ops.take_along_axis(documents, index, axis=1)
+        last = ops.take_along_axis(documents, count + (history - 1), axis=1)
+    return ops.where(ops.equal(numbers, last)[..., None], window, 0.0)

@@ -1,0 +1,80 @@
+"""Which implementation of an op runs: one table per op, one keyword, one scope that overrides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+PORTABLE = "chunked"
+NAMES = ("reference", PORTABLE)
+
+_forced: ContextVar[str | None] = ContextVar("dl_mamba_implementation", default=None)
+_last: dict[str, str] = {}
+
+
+@contextmanager
+def implementation_scope(implementation: str) -> Iterator[None]:
+    """Force one implementation on every op called inside the scope.
+
+    The scope acts when Python code runs: a function compiled by `jax.jit` or `tf.function` keeps the choice of
+    the call that traced it.
+
+    Args:
+        implementation: `"reference"` (the token-by-token definition) or `"chunked"` (the portable program).
+
+    Raises:
+        ValueError: the name is unknown.
+
+    Example:
+
+    >>> import numpy as np, dl_mamba
+    >>> x, weight = np.ones((1, 4, 2), "float32"), np.ones((3, 2), "float32")
+    >>> with dl_mamba.ops.implementation_scope("reference"):
+    ...     _ = dl_mamba.ops.causal_conv1d(x, weight)
+    >>> dl_mamba.ops.last_implementation("causal_conv1d")
+    'reference'
+    """
+    _check(implementation, NAMES)
+    token = _forced.set(implementation)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def last_implementation(op: str) -> str:
+    """Name of the implementation that the latest call of an op really ran, for tests and bug reports.
+
+    Args:
+        op: `"selective_scan"`, `"ssd"`, `"causal_conv1d"` or `"gated_rms_norm"`.
+
+    Raises:
+        ValueError: the op has not run in this process.
+
+    Example:
+
+    >>> import numpy as np, dl_mamba
+    >>> _ = dl_mamba.ops.gated_rms_norm(np.ones((2, 4), "float32"), np.ones(4, "float32"))
+    >>> dl_mamba.ops.last_implementation("gated_rms_norm")
+    'chunked'
+    """
+    if op not in _last:
+        ran = ", ".join(repr(name) for name in sorted(_last)) or "none"
+        raise ValueError(f"no call of op={op!r} was recorded in this process; recorded ops: {ran}.")
+    return _last[op]
+
+
+def choose(op: str, table: Mapping[str, Callable], implementation: str) -> Callable:
+    """The function of `table` that `implementation`, or the scope around the call, asks for."""
+    name = _forced.get() or implementation
+    _check(name, (*table, "auto"))
+    name = PORTABLE if name == "auto" else name
+    _last[op] = name
+    return table[name]
+
+
+def _check(implementation: str, known: tuple[str, ...]) -> None:
+    if implementation not in known:
+        *head, tail = (repr(name) for name in known)
+        raise ValueError(f"implementation={implementation!r} is unknown; choose one of {', '.join(head)} or {tail}.")

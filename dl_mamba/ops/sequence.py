@@ -1,0 +1,56 @@
+"""Padding and packing: which tokens are real, where documents begin, and how rows are left-aligned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Permutation that moves the real tokens of each row to its front, order kept, and its inverse.
+
+    Args:
+        mask: (batch, length) bool, True at real tokens.
+
+    Returns:
+        order, rank: (batch, length) int32; `aligned[i] = x[order[i]]` and `x[t] = aligned[rank[t]]`.
+    """
+    position = ops.cumsum(ops.ones_like(mask, dtype="int32"), axis=1)
+    order = ops.argsort(ops.where(mask, position, position + ops.shape(mask)[1]), axis=1)
+    order = ops.cast(order, "int32")
+    return order, ops.cast(ops.argsort(order, axis=1), "int32")
+
+
+def take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens of x (batch, length, ...) at index (batch, k) int -> (batch, k, ...)."""
+    for _ in range(len(x.shape) - 2):
+        index = index[..., None]
+    return ops.take_along_axis(x, index, axis=1)
+
+
+def document_starts(segment_ids: Tensor, mask: Tensor | None) -> Tensor:
+    """True where a real token has another segment id than the real token before it.
+
+    The first real token of a row is no start: it continues the initial state.
+
+    Args:
+        segment_ids: (batch, length) int.
+        mask: (batch, length) bool or None.
+
+    Returns:
+        (batch, length) bool.
+    """
+    if mask is None:
+        return _changes(segment_ids)
+    order, rank = left_alignment(mask)
+    return ops.logical_and(take_tokens(_changes(take_tokens(segment_ids, order)), rank), mask)
+
+
+def _changes(ids: Tensor) -> Tensor:
+    first = ids[:, :1]
+    before = ops.concatenate([first, ids], axis=1)
+    after = ops.concatenate([ids, first], axis=1)
+    return ops.not_equal(before, after)[:, :-1]
