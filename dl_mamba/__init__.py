@@ -1,0 +1,41 @@
+"""dl-mamba: Mamba state-space models for Keras 3, on TensorFlow, JAX and PyTorch.
+
+One code and one `.keras` file on every backend: layers, backbones with the released sizes as presets, and task heads.
+"""
+
+from importlib.metadata import version
+
+from dl_mamba import heads, ops, tokenizers, variants
+from dl_mamba.heads import create_mamba2_with_head, create_mamba_with_head
+from dl_mamba.layers import (
+    Mamba2Layer,
+    Mamba2ResidualBlock,
+    MambaLayer,
+    MambaResidualBlock,
+    MixerState,
+    RMSNorm,
+    exclude_from_weight_decay,
+    no_weight_decay_variables,
+)
+from dl_mamba.models import Mamba, Mamba2
+
+__version__ = version("dl-mamba")
+
+__all__ = [
+    "Mamba",
+    "Mamba2",
+    "Mamba2Layer",
+    "Mamba2ResidualBlock",
+    "MambaLayer",
+    "MambaResidualBlock",
+    "MixerState",
+    "RMSNorm",
+    "create_mamba2_with_head",
+    "create_mamba_with_head",
+    "exclude_from_weight_decay",
+    "heads",
+    "no_weight_decay_variables",
+    "ops",
+    "tokenizers",
+    "variants",
+]

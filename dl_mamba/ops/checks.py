@@ -19,7 +19,9 @@ def to_tensor(name: str, value: Any) -> Tensor | None:
     value = ops.convert_to_tensor(value)
     dtype = keras.backend.standardize_dtype(value.dtype)
     if "float" not in dtype:
-        raise ValueError(f"{name} has dtype {dtype}; a floating-point dtype is needed, e.g. ops.cast({name}, 'float32').")
+        raise ValueError(
+            f"{name} has dtype {dtype}; a floating-point dtype is needed, e.g. ops.cast({name}, 'float32')."
+        )
     return value
 
 

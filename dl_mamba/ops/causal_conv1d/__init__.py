@@ -67,7 +67,9 @@ def causal_conv1d(
     width = checks.expect_rank("weight", weight, "(d_conv, channels)")[0]
     checks.expect_shape("weight", weight, d_conv=width, channels=channels)
     checks.expect_shape("bias", bias, channels=channels)
-    checks.expect_shape("initial_state", initial_state, **{"batch": batch, "d_conv - 1": width - 1, "channels": channels})
+    checks.expect_shape(
+        "initial_state", initial_state, **{"batch": batch, "d_conv - 1": width - 1, "channels": channels}
+    )
     if activation not in ("silu", None):
         raise ValueError(f"activation={activation!r} is unknown; choose 'silu' or None.")
     mask = checks.to_mask(mask, batch, length)

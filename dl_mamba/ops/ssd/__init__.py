@@ -106,6 +106,8 @@ def ssd(
 
 def _check_numbers(dt_limit: tuple[float, float], chunk_size: int) -> None:
     if len(dt_limit) != 2 or not 0.0 <= dt_limit[0] <= dt_limit[1]:
-        raise ValueError(f"dt_limit={dt_limit!r}; two numbers with 0 <= low <= high are needed, e.g. (0.0, float('inf')).")
+        raise ValueError(
+            f"dt_limit={dt_limit!r}; two numbers with 0 <= low <= high are needed, e.g. (0.0, float('inf'))."
+        )
     if not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size!r}; an integer >= 1 is needed, e.g. 256.")

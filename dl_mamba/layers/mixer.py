@@ -1,0 +1,117 @@
+"""What the mixers of both generations share: options, state, masks, the checks before any compute."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from dl_mamba.config import MixerConfig
+from dl_mamba.layers import initializers
+from dl_mamba.layers.variables import NamedVariables
+from dl_mamba.ops import checks
+
+KERAS_OPTIONS = ("name", "dtype", "trainable")
+
+
+class MixerState(NamedTuple):
+    """What a mixer remembers of the tokens it has seen.
+
+    Attributes:
+        conv: (batch, d_conv - 1, channels), the last inputs of the convolution, in the compute dtype.
+        ssm: (batch, d_inner, d_state) for Mamba-1, (batch, nheads, headdim, d_state) for Mamba-2, float32.
+    """
+
+    conv: Any
+    ssm: Any
+
+
+class Mixer(NamedVariables, keras.layers.Layer):
+    """Base of `MambaLayer` and `Mamba2Layer`: in_proj, convolution, state space, out_proj."""
+
+    config_class: type[MixerConfig]
+    no_weight_decay = ("A_log", "D", "dt_bias")
+
+    def __init__(self, d_model: int, **options: Any):
+        options = {"d_model": d_model, **options}
+        config, layer_options = self.config_class.from_options(type(self).__name__, options, KERAS_OPTIONS)
+        super().__init__(autocast=False, **layer_options)
+        self.config = config
+        self.supports_masking = True
+
+    def call(
+        self,
+        x: Any,
+        mask: Any = None,
+        state: MixerState | None = None,
+        return_state: bool = False,
+        segment_ids: Any = None,
+    ) -> Any:
+        mask = getattr(x, "_keras_mask", None) if mask is None else mask
+        self._check(x, mask, state, segment_ids)
+        state = MixerState(None, None) if state is None else MixerState(*state)
+        y, state = self.mix(ops.cast(x, self.compute_dtype), mask, state, segment_ids)
+        return (y, state) if return_state else y
+
+    def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
+        """The mixer itself, on checked inputs in the compute dtype."""
+        raise NotImplementedError
+
+    def state_shapes(self, batch_size: int | None) -> MixerState:
+        """Shapes of the state for a batch."""
+        raise NotImplementedError
+
+    def initial_state(self, batch_size: int) -> MixerState:
+        """The empty state: zeros."""
+        shapes = self.state_shapes(batch_size)
+        return MixerState(ops.zeros(shapes.conv, dtype=self.compute_dtype), ops.zeros(shapes.ssm, dtype="float32"))
+
+    def compute_output_spec(
+        self, x: Any, mask: Any = None, state: Any = None, return_state: bool = False, segment_ids: Any = None
+    ) -> Any:
+        self._check(x, mask, state, segment_ids)
+        y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        shapes = self.state_shapes(x.shape[0])
+        state = MixerState(
+            keras.KerasTensor(shapes.conv, dtype=self.compute_dtype), keras.KerasTensor(shapes.ssm, dtype="float32")
+        )
+        return (y, state) if return_state else y
+
+    def compute_mask(self, x: Any, previous_mask: Any = None) -> Any:
+        return previous_mask
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.config.to_dict()}
+
+    def _check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:
+        batch, length, _ = checks.expect_rank("x", x, "(batch, length, d_model)")
+        checks.expect_shape("x", x, batch=batch, length=length, d_model=self.config.d_model)
+        checks.expect_shape("mask", mask, batch=batch, length=length)
+        checks.expect_shape("segment_ids", segment_ids, batch=batch, length=length)
+        if state is not None:
+            check_state("state", state, self.state_shapes(batch))
+
+    def _dense(self, name: str, units: int, use_bias: bool, initializer: Any = None) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
+            use_bias=use_bias,
+            kernel_initializer=initializer or initializers.projection(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _float32_weight(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
+        return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
+
+
+def check_state(name: str, state: Any, shapes: MixerState) -> None:
+    """Compare a state with the shapes of its mixer, part by part."""
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise ValueError(
+            f"{name} is a {type(state).__name__}; a MixerState (conv, ssm) is needed, e.g. initial_state(batch)."
+        )
+    for part, tensor, shape in zip(MixerState._fields, state, shapes, strict=True):
+        axes = {f"axis_{i}": size for i, size in enumerate(shape)}
+        axes = {"batch": axes.pop("axis_0"), **axes}
+        checks.expect_shape(f"{name}.{part}", tensor, **axes)

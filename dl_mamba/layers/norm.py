@@ -1,0 +1,67 @@
+"""RMS norm as a layer: y = x / sqrt(mean(x^2) + epsilon) * scale, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from dl_mamba.layers.variables import NamedVariables
+from dl_mamba.ops import gated_rms_norm
+
+
+@keras.saving.register_keras_serializable(package="dl_mamba")
+class RMSNorm(NamedVariables, keras.layers.Layer):
+    """Root-mean-square norm over the last axis, with the optional gate and groups of Mamba-2.
+
+    The input is read in its own precision (a float32 residual stream stays float32), the mean is taken in float32, the
+    result has the layer's compute dtype. See `dl_mamba.ops.gated_rms_norm` for the equations.
+
+    Args:
+        epsilon: added to the mean square, > 0.
+        ngroups: slices of the channels that are normalised apart; divides channels.
+        norm_before_gate: apply the gate after the norm instead of before it.
+        **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
+
+    Call arguments:
+        x: (..., channels) float.
+        gate: shape of `x`, or None for no gate.
+
+    Returns:
+        (..., channels) in the compute dtype.
+
+    Example:
+
+    >>> import numpy as np, dl_mamba
+    >>> norm = dl_mamba.RMSNorm()
+    >>> [round(float(v), 4) for v in norm(np.array([[3.0, 4.0]], "float32"))[0]]
+    [0.8485, 1.1314]
+    """
+
+    no_weight_decay = ("scale",)
+
+    def __init__(self, epsilon: float = 1e-5, ngroups: int = 1, norm_before_gate: bool = False, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        if not epsilon > 0:
+            raise ValueError(f"epsilon={epsilon!r}; a number > 0 is needed, e.g. 1e-5.")
+        self.epsilon = epsilon
+        self.ngroups = ngroups
+        self.norm_before_gate = norm_before_gate
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
+
+    def call(self, x: Any, gate: Any = None) -> Any:
+        y = gated_rms_norm(
+            x, self.scale, gate, epsilon=self.epsilon, ngroups=self.ngroups, norm_before_gate=self.norm_before_gate
+        )
+        return ops.cast(y, self.compute_dtype)
+
+    def compute_output_spec(self, x: Any, gate: Any = None) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"epsilon": self.epsilon, "ngroups": self.ngroups, "norm_before_gate": self.norm_before_gate}
+        return {**super().get_config(), **own}

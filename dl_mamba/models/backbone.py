@@ -1,0 +1,161 @@
+"""What the backbones of both generations share: embedding, residual blocks, final norm; state in and out."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from dl_mamba import variants
+from dl_mamba.config import BackboneConfig
+from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
+from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
+from dl_mamba.layers.norm import RMSNorm
+from dl_mamba.models.inputs import read_inputs
+
+
+class Backbone(keras.Model):
+    """Base of `Mamba` and `Mamba2`."""
+
+    family: str
+    block_class: type[ResidualBlock]
+
+    def __init__(
+        self, vocab_size: int, d_model: int, num_layers: int, *, gradient_checkpointing: bool = False, **options: Any
+    ):
+        options = {"vocab_size": vocab_size, "d_model": d_model, "num_layers": num_layers, **options}
+        config, model_options = self.config_class().from_options(type(self).__name__, options, KERAS_OPTIONS)
+        super().__init__(**model_options)
+        self.autocast = False
+        self.supports_masking = True
+        self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
+        self.residual_dtype = residual_dtype(self.compute_dtype, config.residual_in_fp32)
+        fields = self.block_class.config_class.__dataclass_fields__
+        block_options = {name: value for name, value in config.to_dict().items() if name in fields}
+        self.embedding = keras.layers.Embedding(
+            config.embedding_rows,
+            config.d_model,
+            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            dtype=self.variable_dtype,
+            name="embedding",
+        )
+        self.blocks = [
+            self.block_class(**block_options, dtype=self.dtype_policy, name=str(i)) for i in range(config.num_layers)
+        ]
+        self.final_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="final_norm")
+        self.build()
+
+    @classmethod
+    def config_class(cls) -> type[BackboneConfig]:
+        """The config class of the family."""
+        return variants.FAMILIES[cls.family]
+
+    @classmethod
+    def from_variant(cls, name: str, vocab_size: int | None = None, **overrides: Any) -> Self:
+        """A model of a released size, with fresh weights.
+
+        Args:
+            name: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
+            vocab_size: rows of the embedding; the released (padded) vocabulary if None.
+            **overrides: any other option of the class.
+
+        Raises:
+            ValueError: the variant or an option is unknown.
+        """
+        options = variants.find(cls.family, name).to_dict()
+        if vocab_size is not None:
+            options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
+        return cls(**{**options, **overrides})
+
+    def build(self, input_shape: Any = None) -> None:
+        shape = (None, None, self.config.d_model)
+        self.embedding.build((None, None))
+        with keras.name_scope("layers"):
+            for block in self.blocks:
+                block.build(shape)
+        self.final_norm.build(shape)
+
+    def call(
+        self,
+        inputs: Any,
+        state: tuple[MixerState, ...] | None = None,
+        return_state: bool = False,
+        output_hidden_states: bool = False,
+    ) -> dict[str, Any]:
+        ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
+        self._check_state(state, ids.shape[0])
+        hidden = ops.cast(self.embedding(ids), self.residual_dtype)
+        hidden_states, states = [hidden], []
+        for i, block in enumerate(self.blocks):
+            block_state = None if state is None else state[i]
+            if self.gradient_checkpointing and not return_state:
+                hidden = _recomputed(block, mask, block_state, segment_ids)(hidden)
+            else:
+                hidden, block_state = block(
+                    hidden, mask=mask, state=block_state, return_state=True, segment_ids=segment_ids
+                )
+                states.append(block_state)
+            hidden_states.append(hidden)
+        hidden_states[-1] = self.final_norm(hidden)
+        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+
+    def compute_output_spec(
+        self, inputs: Any, state: Any = None, return_state: bool = False, output_hidden_states: bool = False
+    ) -> dict[str, Any]:
+        ids, _, _ = read_inputs(inputs, self.config.embedding_rows)
+        self._check_state(state, ids.shape[0])
+        hidden = keras.KerasTensor((*ids.shape, self.config.d_model), dtype=self.residual_dtype)
+        states = []
+        hidden_states = [hidden]
+        for block in self.blocks:
+            hidden, block_state = block.compute_output_spec(hidden, return_state=True)
+            states.append(block_state)
+            hidden_states.append(hidden)
+        hidden_states[-1] = self.final_norm.compute_output_spec(hidden)
+        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
+        return None
+
+    def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
+        """The empty state of a batch: one `MixerState` of zeros for each layer."""
+        return tuple(block.initial_state(batch_size) for block in self.blocks)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
+        return {"name": self.name, "trainable": self.trainable, "dtype": self._policy_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        return cls(**config)
+
+    def _policy_config(self) -> dict[str, Any]:
+        return keras.saving.serialize_keras_object(self.dtype_policy)
+
+    def _check_state(self, state: Any, batch: int | None) -> None:
+        if state is None:
+            return
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.blocks):
+            came = f"{len(state)} entries" if isinstance(state, (tuple, list)) else f"a {type(state).__name__}"
+            raise ValueError(
+                f"state has {came}; one MixerState for each of the {len(self.blocks)} layers is needed, as "
+                "`model(..., return_state=True)['state']` returns it."
+            )
+        for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
+            check_state(f"state[{i}]", block_state, block.state_shapes(batch))
+
+    @staticmethod
+    def _outputs(hidden_states: list, states: list, return_state: bool, output_hidden_states: bool) -> dict[str, Any]:
+        outputs = {"last_hidden_state": hidden_states[-1]}
+        if return_state:
+            outputs["state"] = tuple(states)
+        if output_hidden_states:
+            outputs["hidden_states"] = tuple(hidden_states)
+        return outputs
+
+
+def _recomputed(block: ResidualBlock, mask: Any, state: Any, segment_ids: Any):
+    """The block as a function that keeps only its input for the backward pass and runs again there."""
+    return keras.remat(lambda hidden: block(hidden, mask=mask, state=state, segment_ids=segment_ids))

@@ -1,0 +1,183 @@
+"""One way to train a classifier: AdamW, warm-up and cosine, clipped gradients, the best epoch kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from dl_mamba.heads.factory import create_mamba2_with_head, create_mamba_with_head
+from dl_mamba.heads.sequence_classifier import create_sequence_classifier
+from dl_mamba.heads.tasks import NLPTaskConfig
+from dl_mamba.heads.text_classifier import Classifier, TextClassifier
+from dl_mamba.layers import exclude_from_weight_decay
+from dl_mamba.pipelines.errors import InputError
+from dl_mamba.pipelines.recipe import Recipe
+from dl_mamba.tokenizers import ByteTokenizer
+
+TEXT_MODELS = {"mamba": create_mamba_with_head, "mamba2": create_mamba2_with_head}
+
+
+def build_text_classifier(recipe: Recipe, label_names: Sequence[str]) -> TextClassifier:
+    """A fresh model from strings to classes.
+
+    Args:
+        recipe: family, variant, options, pooling, dropout and longest text.
+        label_names: one name a class.
+
+    Raises:
+        InputError: the options do not fit each other.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.fitting import build_text_classifier
+    >>> from dl_mamba.pipelines.recipe import TEXT
+    >>> build_text_classifier(TEXT.adjusted(family="mamba"), ["bad", "good"]).predict(["so so"], verbose=0).shape
+    (1, 2)
+    """
+    tokenizer = ByteTokenizer(recipe.max_length)
+    task = NLPTaskConfig(
+        "label", "sequence_classification", len(label_names), dropout_rate=recipe.dropout_rate, pooling=recipe.pooling
+    )
+    options = {"vocab_size": tokenizer.vocab_size, **recipe.options}
+    try:
+        network = TEXT_MODELS[recipe.family](recipe.variant, task, **options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return TextClassifier(network, tokenizer, label_names)
+
+
+def build_number_classifier(recipe: Recipe, rows: Sequence[np.ndarray], label_names: Sequence[str]) -> Classifier:
+    """A fresh model from sequences of numbers to classes.
+
+    Args:
+        recipe: family, variant, options, pooling and dropout.
+        rows: the training sequences, which set the normalisation.
+        label_names: one name a class.
+
+    Raises:
+        InputError: the options do not fit each other.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dl_mamba.pipelines.fitting import build_number_classifier
+    >>> from dl_mamba.pipelines.recipe import NUMBERS
+    >>> model = build_number_classifier(NUMBERS, [np.arange(4.0), np.ones(4)], ["up", "flat"])
+    >>> model.predict([np.ones(3)], verbose=0).shape
+    (1, 2)
+    """
+    about_words = ("vocab_size", "pad_vocab_size_multiple")
+    options = {name: value for name, value in recipe.model_options.items() if name not in about_words}
+    shape = {"family": recipe.family, "pooling": recipe.pooling, "dropout_rate": recipe.dropout_rate}
+    try:
+        return create_sequence_classifier(rows, label_names, **shape, **options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def make_optimizer(recipe: Recipe, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up, a cosine down to 0, clipped gradients, and no decay where it would harm.
+
+    Args:
+        recipe: learning rate, warm-up, weight decay and clipping.
+        model: the built model; its A_log, D, dt_bias, norms and biases are left out of the decay.
+        steps: number of updates in the whole run.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.fitting import build_text_classifier, make_optimizer
+    >>> from dl_mamba.pipelines.recipe import TEXT
+    >>> optimizer = make_optimizer(TEXT, build_text_classifier(TEXT, ["bad", "good"]), steps=100)
+    >>> round(float(optimizer.learning_rate), 4)
+    0.0
+    """
+    warmup = max(1, round(recipe.warmup * steps))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
+    )
+    optimizer = keras.optimizers.AdamW(
+        schedule, weight_decay=recipe.weight_decay, beta_2=0.98, global_clipnorm=recipe.clip_norm
+    )
+    exclude_from_weight_decay(optimizer, model)
+    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if v.name == "bias"])
+    return optimizer
+
+
+def fit(
+    model: Classifier, train: tuple[list, np.ndarray], valid: tuple[list, np.ndarray], recipe: Recipe, callbacks: Any = ()
+) -> dict[str, list[float]]:
+    """Train until the validation accuracy stops rising; the model keeps the weights of its best epoch.
+
+    Args:
+        model: a fresh classifier.
+        train, valid: inputs, and the class number of each.
+        recipe: how to train.
+        callbacks: further Keras callbacks.
+
+    Returns:
+        Loss and accuracy of each epoch, by Keras's names.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dl_mamba.pipelines.fitting import build_text_classifier, fit
+    >>> from dl_mamba.pipelines.recipe import TEXT
+    >>> recipe = TEXT.adjusted(epochs=1, batch_size=2)
+    >>> data = (["a", "b"], np.array([0, 1]))
+    >>> sorted(fit(build_text_classifier(recipe, ["x", "y"]), data, data, recipe))
+    ['accuracy', 'loss', 'val_accuracy', 'val_loss']
+    """
+    batch_size = min(recipe.batch_size, len(train[0]))
+    model.compile(
+        make_optimizer(recipe, model, recipe.epochs * math.ceil(len(train[0]) / batch_size)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    best = keras.callbacks.EarlyStopping(
+        "val_accuracy", mode="max", patience=recipe.patience, restore_best_weights=True
+    )
+    history = model.fit(
+        *train,
+        batch_size=batch_size,
+        epochs=recipe.epochs,
+        validation_data=valid,
+        callbacks=[best, *callbacks],
+        verbose=0,
+    )
+    return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def score(model: Classifier, inputs: list, classes: np.ndarray, batch_size: int = 64) -> dict[str, Any]:
+    """Accuracy and cross-entropy (nats) of a model on labelled data.
+
+    Args:
+        model: a classifier.
+        inputs: raw inputs.
+        classes: (inputs,) int, class numbers.
+        batch_size: inputs in a batch.
+
+    Returns:
+        `accuracy`, `loss`, `examples`, and `predicted`: (inputs,) int class numbers.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dl_mamba.pipelines.fitting import build_text_classifier, score
+    >>> from dl_mamba.pipelines.recipe import TEXT
+    >>> score(build_text_classifier(TEXT, ["x", "y"]), ["a", "b"], np.array([0, 1]))["examples"]
+    2
+    """
+    logits = np.asarray(model.predict(inputs, batch_size=batch_size, verbose=0), "float64")
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    predicted = logits.argmax(-1)
+    return {
+        "accuracy": float((predicted == classes).mean()),
+        "loss": float(-log_probabilities[np.arange(len(classes)), classes].mean()),
+        "examples": len(classes),
+        "predicted": predicted,
+    }
