@@ -3,10 +3,15 @@
 One code and one `.keras` file on every backend: layers, backbones with the released sizes as presets, and task heads.
 """
 
+# ruff: noqa: E402 - the backend must be chosen before the first import of Keras
+from dl_mamba.backend import choose_backend
+
+BACKEND, REASON = choose_backend()
+
 from importlib.metadata import version
 
 from dl_mamba import heads, ops, tokenizers, variants
-from dl_mamba.heads import create_mamba2_with_head, create_mamba_with_head
+from dl_mamba.heads import TextClassifier, create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.layers import (
     Mamba2Layer,
     Mamba2ResidualBlock,
@@ -30,6 +35,7 @@ __all__ = [
     "MambaResidualBlock",
     "MixerState",
     "RMSNorm",
+    "TextClassifier",
     "create_mamba2_with_head",
     "create_mamba_with_head",
     "exclude_from_weight_decay",

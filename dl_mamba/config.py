@@ -1,6 +1,7 @@
 """What fixes a model: frozen classes of plain numbers, with the sizes that follow from them as properties.
 
-`MambaLayer`, `Mamba2Layer` and the models describe the fields; here each is written once, with its default and its check.
+`MambaLayer`, `Mamba2Layer` and the models describe the fields; here each is written once, with its default and its
+check.
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ class Mamba2MixerConfig(MixerConfig):
         lower = self.d_model // unit * unit
         models = " or ".join(str(d) for d in (lower, lower + unit) if d)
         return (
-            f"d_model={self.d_model} with expand={self.expand} gives d_inner={width}, not a multiple of headdim={head}; "
-            f"choose d_model={models}, or headdim={nearest}."
+            f"d_model={self.d_model} with expand={self.expand} gives d_inner={width}, not a multiple of "
+            f"headdim={head}; choose d_model={models}, or headdim={nearest}."
         )
 
     @property

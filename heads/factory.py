@@ -49,10 +49,12 @@ def create_mamba_with_head(
     """A Mamba-1 backbone under a task head, as a functional Keras model.
 
     Args:
-        mamba_variant: name of a preset (`dl_mamba.variants.names("mamba")`), a `MambaConfig`, or a `Mamba` to put the head on.
+        mamba_variant: name of a preset (`dl_mamba.variants.names("mamba")`), a `MambaConfig`, or a `Mamba` to put
+            the head on.
         task_config: the task.
         name: name of the model.
-        **overrides: options of `Mamba` that replace those of the variant, e.g. `vocab_size=256`, `dtype="mixed_bfloat16"`.
+        **overrides: options of `Mamba` that replace those of the variant, e.g. `vocab_size=256`,
+            `dtype="mixed_bfloat16"`.
 
     Returns:
         A model of `{"input_ids": (batch, length), "attention_mask": (batch, length)}`, both int, to logits

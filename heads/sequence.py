@@ -21,8 +21,8 @@ class SequenceClassificationHead(keras.layers.Layer):
         **kwargs: `name` (the name of the task if not given), `dtype`, `trainable` of a Keras layer.
 
     Call arguments:
-        inputs: `{"last_hidden_state": (batch, length, d_model), "attention_mask": (batch, length)}`, the mask optional; or
-            the hidden states alone, with or without a Keras mask.
+        inputs: `{"last_hidden_state": (batch, length, d_model), "attention_mask": (batch, length)}`, the mask
+            optional; or the hidden states alone, with or without a Keras mask.
 
     Returns:
         Logits (batch, num_classes) in float32.

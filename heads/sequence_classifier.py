@@ -21,7 +21,7 @@ BLOCKS = {"mamba": MambaResidualBlock, "mamba2": Mamba2ResidualBlock}
 class SequenceNormalization(keras.layers.Layer):
     """Steps of numbers, shifted and scaled by the statistics of the training data; NaN means missing.
 
-    A step whose features are all NaN (or infinite) is padding. A single missing feature in a real step becomes the mean.
+    A step whose features are all NaN (or infinite) is padding. One missing feature in a real step becomes the mean.
 
     Args:
         mean, scale: one number a feature, as `SequenceNormalization.statistics` gives them.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from dl_mamba.heads.pooling import POOLINGS
 
 
-class NLPTaskType(str, Enum):
+class NLPTaskType(StrEnum):
     """Kinds of tasks. Tasks of one line share a head.
 
     Example:
@@ -20,7 +20,7 @@ class NLPTaskType(str, Enum):
     """
 
     SEQUENCE_CLASSIFICATION = "sequence_classification"
-    TEXT_CLASSIFICATION = "sequence_classification"
+    TEXT_CLASSIFICATION = "sequence_classification"  # noqa: PIE796 - another name of the line above
     SENTIMENT_ANALYSIS = "sentiment_analysis"
     EMOTION_DETECTION = "emotion_detection"
     INTENT_CLASSIFICATION = "intent_classification"

@@ -28,6 +28,7 @@ ROOMS = (
     "tokenizers",
     "variants",
     "config",
+    "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
 OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy")

@@ -1,6 +1,6 @@
 """Initial weights of Mamba as its authors released it: Gu and Dao 2023, section 3.6; Dao and Gu 2024, section 7.
 
-Every projection is drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the convolution from U(-1/sqrt(d_conv), 1/sqrt(d_conv)).
+Every projection is drawn from U(+-1/sqrt(fan_in)), the convolution from U(+-1/sqrt(d_conv)).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from dl_mamba.ops import selective_scan
 class MambaLayer(Mixer):
     """Mamba-1: a selective state-space layer for sequences of vectors, causal, linear in length.
 
-    Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, figure 3 and algorithm 2.
+    Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", 2023, figure 3 and
+    algorithm 2.
     It stands alone, without embedding or residual: a drop-in for an LSTM layer that returns sequences.
 
     Args:
@@ -31,15 +32,16 @@ class MambaLayer(Mixer):
         bias: biases in in_proj and out_proj.
         conv_bias: bias in the convolution.
         dt_min, dt_max, dt_init_floor: initial step sizes are log-uniform between the first two, at least the third.
-        dt_init: `"random"` draws the dt projection from U(+-dt_scale / sqrt(dt_rank)), `"constant"` sets it to that value.
+        dt_init: `"random"` draws the dt projection from U(+-dt_scale / sqrt(dt_rank)), `"constant"` sets it to that
+            value.
         dt_scale: see `dt_init`.
         num_layers: depth of the stack that the layer stands in; out_proj starts 1/sqrt(num_layers) smaller.
         name, dtype, trainable: of a Keras layer.
 
     Call arguments:
         x: (batch, length, d_model) float.
-        mask: (batch, length), true at real tokens; Keras' own mask of `x` if None. Padding changes neither the state nor
-            the other outputs; the outputs at padding have no meaning.
+        mask: (batch, length), true at real tokens; Keras' own mask of `x` if None. Padding changes neither the state
+            nor the other outputs; the outputs at padding have no meaning.
         state: a `MixerState` to continue from, or None for an empty one.
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.

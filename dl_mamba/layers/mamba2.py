@@ -1,4 +1,4 @@
-"""The mixer of Mamba-2: z, x, B, C, dt = in_proj(u);  x, B, C = SiLU(conv(x, B, C));  out_proj(norm(ssd(x) SiLU(z)))."""
+"""The mixer of Mamba-2: z, x, B, C, dt = in_proj(u);  x, B, C = SiLU(conv(x, B, C));  out_proj(norm(ssd(x) z))."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dl_mamba.ops import ssd
 class Mamba2Layer(Mixer):
     """Mamba-2: a state-space layer with one scalar decay a head, computed as matrix products.
 
-    Source: Dao and Gu, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space
-    Duality", 2024, section 7.1 and figure 6. It stands alone, without embedding or residual.
+    Source: Dao and Gu, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State
+    Space Duality", 2024, section 7.1 and figure 6. It stands alone, without embedding or residual.
 
     Args:
         d_model: width of input and output.
@@ -47,8 +47,8 @@ class Mamba2Layer(Mixer):
 
     Call arguments:
         x: (batch, length, d_model) float.
-        mask: (batch, length), true at real tokens; Keras' own mask of `x` if None. Padding changes neither the state nor
-            the other outputs; the outputs at padding have no meaning.
+        mask: (batch, length), true at real tokens; Keras' own mask of `x` if None. Padding changes neither the state
+            nor the other outputs; the outputs at padding have no meaning.
         state: a `MixerState` to continue from, or None for an empty one.
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.
@@ -57,7 +57,8 @@ class Mamba2Layer(Mixer):
         (batch, length, d_model) in the compute dtype, or that and the state.
 
     Raises:
-        ValueError: an option is unknown, d_ssm is no multiple of headdim, nheads none of ngroups, or a shape does not fit.
+        ValueError: an option is unknown, d_ssm is no multiple of headdim, nheads none of ngroups, or a shape does
+            not fit.
 
     Example:
 

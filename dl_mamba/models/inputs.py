@@ -46,8 +46,8 @@ def _check_values(ids: Any, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(
-            f"input_ids holds {wrong}; ids from 0 to {vocab_size - 1} are needed. Build the model with a larger vocab_size, "
-            "or tokenize with the vocabulary that it was built for."
+            f"input_ids holds {wrong}; ids from 0 to {vocab_size - 1} are needed. Build the model with a "
+            "larger vocab_size, or tokenize with the vocabulary that it was built for."
         )
 
 

@@ -26,12 +26,13 @@ class Mamba(Backbone):
         **options: every option of `MambaLayer`, and `name`, `dtype`, `trainable` of a Keras model.
 
     Call arguments:
-        inputs: (batch, length) int ids, or a dict with `"input_ids"` and, if wanted, `"attention_mask"` (batch, length),
-            true at real tokens, and `"segment_ids"` (batch, length) int, numbers of documents packed into one row.
+        inputs: (batch, length) int ids, or a dict with `"input_ids"` and, if wanted, `"attention_mask"` (batch,
+            length), true at real tokens, and `"segment_ids"` (batch, length) int, numbers of documents packed into
+            one row.
         state: what an earlier call returned, to continue from; one `MixerState` for each layer.
         return_state: add `"state"` to the result.
-        output_hidden_states: add `"hidden_states"`: the embeddings, the residual stream after each block but the last, and
-            `last_hidden_state`.
+        output_hidden_states: add `"hidden_states"`: the embeddings, the residual stream after each block but the
+            last, and `last_hidden_state`.
 
     Returns:
         `{"last_hidden_state": (batch, length, d_model)}` in the compute dtype, and what was asked for.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 Tensors = tuple[Any, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
@@ -37,25 +38,25 @@ def _scan_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[T
     return jax.lax.scan(step, carry, xs, reverse=reverse)
 
 
-def _scan_torch(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
-    import torch
-
-    slices = list(zip(*(x.unbind(0) for x in xs), strict=True))
+def _scan_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+    slices = list(zip(*(ops.unstack(x) for x in xs), strict=True))
     ys = []
     for x in reversed(slices) if reverse else slices:
         carry, y = step(carry, x)
         ys.append(y)
     if reverse:
         ys.reverse()
-    return carry, tuple(torch.stack(column) for column in zip(*ys, strict=True))
+    return carry, tuple(ops.stack(column) for column in zip(*ys, strict=True))
 
 
 def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
     import tensorflow as tf
 
+    if tf.executing_eagerly():
+        return _scan_eagerly(step, carry, xs, reverse)
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
-    first_y = tf.nest.map_structure(lambda y: (y.dtype, y.shape), _trace_step(step, carry, xs))
-    arrays = tuple(tf.TensorArray(dtype, size=size, element_shape=shape) for dtype, shape in first_y)
+    specs = tf.nest.map_structure(lambda y: (y.dtype, y.shape), _trace_step(step, carry, xs))
+    arrays = tuple(tf.TensorArray(dtype, size=size, element_shape=shape) for dtype, shape in specs)
 
     def body(i, carry, arrays):
         at = size - 1 - i if reverse else i
@@ -76,7 +77,7 @@ def _trace_step(step: Step, carry: Tensors, xs: Tensors) -> Tensors:
     return tf.function(step).get_concrete_function(carry_spec, x_spec).structured_outputs[1]
 
 
-_SCAN = {"jax": _scan_jax, "torch": _scan_torch, "tensorflow": _scan_tensorflow}
+_SCAN = {"jax": _scan_jax, "torch": _scan_eagerly, "tensorflow": _scan_tensorflow}
 
 Forward = Callable[..., tuple[Tensors, Tensors]]
 Backward = Callable[[Tensors, Tensors], Tensors]

@@ -1,4 +1,4 @@
-"""Precision inside an op: float32 whatever the inputs, float64 when an input is float64."""
+"""Precision inside an op: float32 whatever the inputs; a reference takes float64 when an input has it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ def upcast(dtype: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else ops.cast(t, dtype) for t in tensors)
 
 
+def at_least(x: Tensor, low: float) -> Tensor:
+    """max(x, low) in the dtype of x; `ops.maximum` turns float64 into float32 on torch."""
+    low = ops.cast(low, x.dtype)
+    return ops.where(x < low, low, x)
+
+
 def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tensor | None, limit=None) -> Tensor:
     """dt (batch, length, channels) as the recurrence uses it: bias, softplus, limits, then 0 at padding."""
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:
-        dt = ops.softplus(dt)
+        dt = -ops.log_sigmoid(-dt)  # softplus without the threshold that torch's own has
     if limit is not None:
         low, high = limit
-        dt = dt if low <= 0.0 and dt_softplus else ops.maximum(dt, low)
-        dt = dt if high == float("inf") else ops.minimum(dt, high)
+        dt = dt if low <= 0.0 and dt_softplus else at_least(dt, low)
+        dt = dt if high == float("inf") else -at_least(-dt, -high)
     return dt if mask is None else ops.where(mask[..., None], dt, 0.0)
 
 

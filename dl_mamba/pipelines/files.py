@@ -33,9 +33,10 @@ def check_destination(path: str | Path, suffixes: tuple[str, ...] = (".keras",))
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}; choose a name that ends in {' or '.join(suffixes)}.")
+        ending, wanted = path.suffix or "nothing", " or ".join(suffixes)
+        raise InputError(f"{path} ends in {ending!r}; choose a name that ends in {wanted}.")
     if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist; create it first, or choose another place for {path.name}.")
+        raise InputError(f"the folder {path.parent} does not exist; create it, or choose another for {path.name}.")
     if path.is_dir():
         raise InputError(f"{path} is a folder; choose another name.")
     if not os.access(path.parent, os.W_OK):

@@ -39,11 +39,10 @@ def build_text_classifier(recipe: Recipe, label_names: Sequence[str]) -> TextCla
     (1, 2)
     """
     tokenizer = ByteTokenizer(recipe.max_length)
-    task = NLPTaskConfig(
-        "label", "sequence_classification", len(label_names), dropout_rate=recipe.dropout_rate, pooling=recipe.pooling
-    )
+    head = {"dropout_rate": recipe.dropout_rate, "pooling": recipe.pooling}
     options = {"vocab_size": tokenizer.vocab_size, **recipe.options}
     try:
+        task = NLPTaskConfig("label", "sequence_classification", len(label_names), **head)
         network = TEXT_MODELS[recipe.family](recipe.variant, task, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -84,7 +83,7 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps: int) -> keras.opti
 
     Args:
         recipe: learning rate, warm-up, weight decay and clipping.
-        model: the built model; its A_log, D, dt_bias, norms and biases are left out of the decay.
+        model: the built model; its A_log, D, dt_bias and norms are left out of the decay.
         steps: number of updates in the whole run.
 
     Example:
@@ -103,12 +102,15 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps: int) -> keras.opti
         schedule, weight_decay=recipe.weight_decay, beta_2=0.98, global_clipnorm=recipe.clip_norm
     )
     exclude_from_weight_decay(optimizer, model)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if v.name == "bias"])
     return optimizer
 
 
 def fit(
-    model: Classifier, train: tuple[list, np.ndarray], valid: tuple[list, np.ndarray], recipe: Recipe, callbacks: Any = ()
+    model: Classifier,
+    train: tuple[list, np.ndarray],
+    valid: tuple[list, np.ndarray],
+    recipe: Recipe,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, list[float]]:
     """Train until the validation accuracy stops rising; the model keeps the weights of its best epoch.
 

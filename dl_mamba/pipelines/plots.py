@@ -11,11 +11,11 @@ import numpy as np
 from dl_mamba.pipelines.errors import require
 
 
-def draw_learning_curve(history: Mapping[str, Sequence[float]], path: str | Path, best_epoch: int | None = None) -> None:
+def draw_learning_curve(history: Mapping[str, Sequence[float]], path: Path, best_epoch: int | None = None) -> None:
     """Loss and accuracy by epoch, for training and validation data, as a PNG.
 
     Args:
-        history: `loss`, `accuracy`, `val_loss`, `val_accuracy`, one number an epoch each, as Keras's `History` has them.
+        history: `loss`, `accuracy`, `val_loss`, `val_accuracy` of each epoch, as Keras's `History` has them.
         path: the file to write.
         best_epoch: epoch whose weights were kept, from 1; marked by a line.
 
@@ -66,7 +66,7 @@ def confusion_counts(true: np.ndarray, predicted: np.ndarray, num_classes: int) 
     return counts
 
 
-def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: str | Path, title: str = "") -> None:
+def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: Path, title: str = "") -> None:
     """A matrix of counts with named classes on both axes, as a PNG.
 
     Args:
@@ -98,7 +98,8 @@ def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: 
     dark = np.log1p(counts) > np.log1p(counts).max() / 2
     for (row, column), count in np.ndenumerate(counts):
         if count:
-            axis.text(column, row, str(count), ha="center", va="center", color="white" if dark[row, column] else "black")
+            color = "white" if dark[row, column] else "black"
+            axis.text(column, row, str(count), ha="center", va="center", color=color)
     figure.savefig(path, dpi=120, format="png")
 
 

@@ -18,7 +18,8 @@ class RichProgress(keras.callbacks.Callback):
     Example:
 
     >>> from dl_mamba.pipelines.progress import RichProgress
-    >>> callbacks = [RichProgress()]
+    >>> with RichProgress() as progress:
+    ...     callbacks = [progress]
     """
 
     def __init__(self, console: Any = None) -> None:
@@ -54,8 +55,14 @@ class RichProgress(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         self.close()
 
+    def __enter__(self) -> RichProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Take the bar down; needed by hand only where training was cut off."""
+        """Take the bar down, also where training was cut off."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -50,7 +50,7 @@ def read_examples(
     label_column: str | None = None,
     labelled: bool = True,
 ) -> Examples:
-    """Examples of a CSV, TSV, JSONL or Parquet file.
+    r"""Examples of a CSV, TSV, JSONL or Parquet file.
 
     Text is the column `text_column`, or one called "text" or "sentence"; labels are the column `label_column`, or one
     called "label". A CSV or TSV file may come without a header: as text and label, or as numbers with the label last.
@@ -74,7 +74,7 @@ def read_examples(
     >>> from dl_mamba.pipelines.tables import read_examples
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = pathlib.Path(folder, "films.csv")
-    ...     _ = file.write_text("text,label\\nfine film,good\\nno,bad\\n")
+    ...     _ = file.write_text("text,label\nfine film,good\nno,bad\n")
     ...     examples = read_examples(file)
     >>> examples.inputs, examples.labels
     (['fine film', 'no'], ['good', 'bad'])
@@ -88,7 +88,8 @@ def read_examples(
     label = label_column or (LABEL_COLUMN if LABEL_COLUMN in columns or labelled else None)
     for option, name in (("label", label), ("text", text_column)):
         if name is not None and name not in columns:
-            raise InputError(f"{path} has no column {name!r}; name the {option} column with --{option}-column. {_list(columns)}")
+            advice = f"name the {option} column with --{option}-column"
+            raise InputError(f"{path} has no column {name!r}; {advice}. {_list(columns)}")
     text = text_column or next((name for name in TEXT_COLUMNS if name in columns), None)
     labels = None if label is None else _labels(frame[label], path)
     if text is not None:
@@ -104,7 +105,8 @@ def _list(columns: list[str]) -> str:
 def _read(path: Path) -> Any:
     """The file as a pandas frame; its columns are numbers where a header is still to be found."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}; a file in one of {', '.join(SUFFIXES)} is needed.")
+        ending = path.suffix or "nothing"
+        raise InputError(f"{path} ends in {ending!r}; a file that ends in one of {', '.join(SUFFIXES)} is needed.")
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is no file.")
     if not path.stat().st_size:

@@ -7,11 +7,10 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.causal_conv1d.chunked import chunked
-from dl_mamba.ops.causal_conv1d.reference import reference
+from dl_mamba.ops.causal_conv1d import chunked, reference
 from dl_mamba.ops.sequence import document_starts
 
-IMPLEMENTATIONS = {"reference": reference, "chunked": chunked}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
 
 
 def causal_conv1d(
@@ -37,8 +36,8 @@ def causal_conv1d(
         bias: (channels,) float, or None.
         activation: `"silu"` or None.
         initial_state: (batch, d_conv - 1, channels) float, the tokens before the first one; zeros if None.
-        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document, which sees
-            nothing of the ones before. The first document continues `initial_state`.
+        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document,
+            which sees nothing of the ones before. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding is passed over, wherever it stands: windows hold the last
             real tokens of the row, and the output at padding is 0.
         return_final_state: also return the state after the last real token.

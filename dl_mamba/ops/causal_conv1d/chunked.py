@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.numerics import accumulation_dtype, upcast
+from dl_mamba.ops.numerics import upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
 
-def chunked(x, weight, bias, activation, initial_state, starts, mask):
-    weight, bias = upcast(accumulation_dtype(x, weight), weight, bias)
+def run(x, weight, bias, activation, initial_state, starts, mask):
+    weight, bias = upcast("float32", weight, bias)
     rank = None
     if mask is not None:
         order, rank = left_alignment(mask)

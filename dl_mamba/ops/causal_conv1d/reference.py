@@ -11,7 +11,7 @@ from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import accumulation_dtype, upcast
 
 
-def reference(x, weight, bias, activation, initial_state, starts, mask):
+def run(x, weight, bias, activation, initial_state, starts, mask):
     x, weight, bias, window = upcast(accumulation_dtype(x, weight), x, weight, bias, initial_state)
     starts = ops.zeros(ops.shape(x)[:2], dtype="bool") if starts is None else starts
     mask = ops.ones(ops.shape(x)[:2], dtype="bool") if mask is None else mask

@@ -7,10 +7,9 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.gated_rms_norm.chunked import chunked
-from dl_mamba.ops.gated_rms_norm.reference import reference
+from dl_mamba.ops.gated_rms_norm import chunked, reference
 
-IMPLEMENTATIONS = {"reference": reference, "chunked": chunked}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
 
 
 def gated_rms_norm(

@@ -7,13 +7,15 @@ from keras import ops
 from dl_mamba.ops.numerics import accumulation_dtype, upcast
 
 
-def reference(x, weight, z, epsilon, ngroups, norm_before_gate):
+def run(x, weight, z, epsilon, ngroups, norm_before_gate):
     dtype = accumulation_dtype(x, weight, z)
     x, weight, z = upcast(dtype, x, weight, z)
     if z is not None and not norm_before_gate:
         x = x * ops.silu(z)
     size = x.shape[-1] // ngroups
     groups = [x[..., g * size : (g + 1) * size] for g in range(ngroups)]
-    y = ops.concatenate([g / ops.sqrt(ops.mean(g * g, axis=-1, keepdims=True) + epsilon) for g in groups], axis=-1)
+    y = ops.concatenate(
+        [g / ops.sqrt(ops.sum(g * g, axis=-1, keepdims=True) / size + epsilon) for g in groups], axis=-1
+    )
     y = y * weight
     return y * ops.silu(z) if z is not None and norm_before_gate else y

@@ -7,11 +7,10 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.selective_scan.chunked import chunked
-from dl_mamba.ops.selective_scan.reference import reference
+from dl_mamba.ops.selective_scan import chunked, reference
 from dl_mamba.ops.sequence import document_starts
 
-IMPLEMENTATIONS = {"reference": reference, "chunked": chunked}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
 
 
 def selective_scan(
@@ -34,21 +33,22 @@ def selective_scan(
     """Selective scan: `h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] x[t]`, `y[t] = (C[t] h[t] + D x[t]) SiLU(z[t])`.
 
     With `dt = softplus(dt + dt_bias)`. Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State
-    Spaces", 2023, eq. 2 and algorithm 2. Everything inside is float32, or float64 when an input is float64.
+    Spaces", 2023, eq. 2 and algorithm 2. Everything inside is float32; the reference takes float64 when an input has
+    it.
 
     Args:
         x: (batch, length, d_inner) float.
         dt: (batch, length, d_inner) float, before bias and softplus.
         A: (d_inner, d_state) float, negative for a state that decays.
-        B, C: (batch, length, d_state) or (batch, length, ngroups, d_state) float; d_inner / ngroups neighbouring channels
-            share a group.
+        B, C: (batch, length, d_state) or (batch, length, ngroups, d_state) float; d_inner / ngroups neighbouring
+            channels share a group.
         D: (d_inner,) float or None.
         z: (batch, length, d_inner) float or None.
         dt_bias: (d_inner,) float or None.
         dt_softplus: apply the softplus; without it dt is used as it comes.
         initial_state: (batch, d_inner, d_state) float; zeros if None.
-        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document with an empty
-            state. The first document continues `initial_state`.
+        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document
+            with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
         implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (two levels, O(sqrt length) sequential

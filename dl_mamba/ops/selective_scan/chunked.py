@@ -17,14 +17,13 @@ import math
 from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
-from dl_mamba.ops.numerics import accumulation_dtype, skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
 
 
-def chunked(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
-    dtype = accumulation_dtype(x, dt, A, B, C)
-    x, dt, A, B, C, D, z, dt_bias, h = upcast(dtype, x, dt, A, B, C, D, z, dt_bias, initial_state)
+def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
+    x, dt, A, B, C, D, z, dt_bias, h = upcast("float32", x, dt, A, B, C, D, z, dt_bias, initial_state)
     dt = step_sizes(dt, dt_bias, dt_softplus, mask)
-    keep = None if starts is None else ops.cast(ops.logical_not(starts), dtype)
+    keep = None if starts is None else ops.cast(ops.logical_not(starts), "float32")
     batch, length, d_inner = ops.shape(x)
     ngroups, d_state = B.shape[2:]
     channels = (ngroups, d_inner // ngroups)

@@ -8,10 +8,9 @@ from keras import ops
 
 from dl_mamba.ops import checks, dispatch
 from dl_mamba.ops.sequence import document_starts
-from dl_mamba.ops.ssd.chunked import chunked
-from dl_mamba.ops.ssd.reference import reference
+from dl_mamba.ops.ssd import chunked, reference
 
-IMPLEMENTATIONS = {"reference": reference, "chunked": chunked}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
 
 
 def ssd(
@@ -36,9 +35,9 @@ def ssd(
 ) -> Any:
     """State-space duality: `h[t] = exp(dt[t] A) h[t-1] + dt[t] x[t] B[t]^T`, `y[t] = (h[t] C[t] + D x[t]) SiLU(z[t])`.
 
-    With `dt = clip(softplus(dt + dt_bias), *dt_limit)`. Source: Dao and Gu, "Transformers are SSMs: Generalized Models and
-    Efficient Algorithms Through Structured State Space Duality", 2024, eq. 2 and section 6. Everything inside is float32,
-    or float64 when an input is float64.
+    With `dt = clip(softplus(dt + dt_bias), *dt_limit)`. Source: Dao and Gu, "Transformers are SSMs: Generalized
+    Models and Efficient Algorithms Through Structured State Space Duality", 2024, eq. 2 and section 6. Everything
+    inside is float32; the reference takes float64 when an input has it.
 
     Args:
         x: (batch, length, nheads, headdim) float.
@@ -53,8 +52,8 @@ def ssd(
         input_scale: (batch, length, nheads) float; weighs x in place of dt, which then sets the decay alone.
         chunk_size: tokens in a chunk, >= 1; the result does not depend on it.
         initial_state: (batch, nheads, headdim, d_state) float; zeros if None.
-        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document with an empty
-            state. The first document continues `initial_state`.
+        segment_ids: (batch, length) int. A token with another id than the real token before it starts a document
+            with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
         implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (matrix products).

@@ -12,17 +12,18 @@ import math
 
 from keras import ops
 
-from dl_mamba.ops.numerics import accumulation_dtype, skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.loops import with_gradient
+from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
 
-FORGOTTEN = -1000.0  # exp() of it is 0 in float32 and float64: log decay of an emptied state
+FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CHUNK_OF_UNKNOWN_LENGTH = 64
 UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides for when their number is not known
 ONE_LEVEL = 32  # chunks up to which one triangular product is cheaper than two levels
 
 
-def chunked(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
+def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
     x, dt, A, B, C, D, z, dt_bias, scale, state = upcast(
-        accumulation_dtype(x, dt, A, B, C), x, dt, A, B, C, D, z, dt_bias, input_scale, initial_state
+        "float32", x, dt, A, B, C, D, z, dt_bias, input_scale, initial_state
     )
     dt = step_sizes(dt, dt_bias, dt_softplus, mask, dt_limit)
     log_decay = ops.maximum(dt * A, FORGOTTEN)
@@ -45,10 +46,10 @@ def _ssd(u, log_decay, B, C, state, chunk_size):
     u = ops.reshape(fold(u), (batch, chunks, size, *heads, headdim))
     B, C = fold(B), fold(C)
     log_decay = ops.moveaxis(fold(log_decay), 2, 3)  # (b, c, h, q)
-    decay, since_start, until_end = _decays(log_decay)
-    decay = ops.reshape(decay, (batch, chunks, *heads, size, size))
+    decay = ops.reshape(_between(log_decay), (batch, chunks, *heads, size, size))
     since_start, until_end = (
-        ops.reshape(ops.moveaxis(d, 3, 2), (batch, chunks, size, *heads, 1)) for d in (since_start, until_end)
+        ops.reshape(ops.moveaxis(decay_of(log_decay), 3, 2), (batch, chunks, size, *heads, 1))
+        for decay_of in (_since_start, _until_end)
     )
 
     scores = ops.einsum("bcign,bcjgn->bcgij", C, B)[:, :, :, None] * decay
@@ -87,14 +88,44 @@ def _folding(u, chunk_size):
     return size, chunks, fold
 
 
-def _decays(log_decay):
-    """From log decays (..., q): decay from token j to i (..., i, j), from the start to i, and from j to the end."""
+def _between(log_decay):
+    """Decay from token j to token i of a chunk, exp(log_decay[j+1] + ... + log_decay[i]): (..., q) -> (..., i, j)."""
+    return _between_and_its_gradient(log_decay)[0]
+
+
+def _between_with_residuals(log_decay):
     coarse, fine = _cumulative(log_decay)
     difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    index = ops.arange(ops.shape(log_decay)[-1], dtype="int32")
-    decay = ops.exp(ops.where(index[:, None] >= index, difference, FORGOTTEN))
-    until_end = ops.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
-    return decay, ops.exp(coarse + fine), until_end
+    decay = ops.exp(ops.where(_not_before(log_decay), difference, FORGOTTEN))
+    return (decay,), (decay, log_decay)
+
+
+def _between_backward(residuals, gradients):
+    """The gradient of step k sums over the pairs j < k <= i, without the difference of two large sums."""
+    decay, log_decay = residuals
+    not_before = ops.cast(_not_before(log_decay), log_decay.dtype)
+    until = ops.einsum("...ij,jk->...ik", gradients[0] * decay, 1.0 - not_before)
+    return (ops.sum(until * not_before, axis=-2),)
+
+
+_between_and_its_gradient = with_gradient(_between_with_residuals, _between_backward)
+
+
+def _not_before(log_decay):
+    """True where token i does not come before token j: (i, j)."""
+    token = ops.arange(ops.shape(log_decay)[-1], dtype="int32")
+    return token[:, None] >= token
+
+
+def _since_start(log_decay):
+    """Decay from the start of a chunk to token i, that of token i included."""
+    return ops.exp(ops.cumsum(log_decay, axis=-1))
+
+
+def _until_end(log_decay):
+    """Decay from token j to the end of a chunk, that of token j not included."""
+    from_here = ops.flip(ops.cumsum(ops.flip(log_decay, axis=-1), axis=-1), axis=-1)
+    return ops.exp(ops.concatenate([from_here[..., 1:], ops.zeros_like(from_here[..., :1])], axis=-1))
 
 
 def _cumulative(log_decay):
@@ -106,7 +137,7 @@ def _cumulative(log_decay):
     count = log_decay.shape[-1]
     reach = math.ceil(math.log2(-FORGOTTEN * (count if isinstance(count, int) else UNKNOWN_COUNT)))
     unit = 2.0 ** (reach - 24)
-    coarse = ops.stop_gradient(ops.round(log_decay / unit) * unit)
+    coarse = ops.round(log_decay / unit) * unit
     return ops.cumsum(coarse, axis=-1), ops.cumsum(log_decay - coarse, axis=-1)
 
 
@@ -117,8 +148,7 @@ def _prefix(log_decay, added):
         return _prefix_of_groups(log_decay, added, count, math.isqrt(count - 1) + 1)
     if ops.is_tensor(count):
         return _prefix_of_groups(log_decay, added, count, _ceil_sqrt(count))
-    decay, _, _ = _decays(ops.moveaxis(log_decay, 1, 2))
-    return ops.einsum("bhij,bjhs->bihs", decay, added)
+    return ops.einsum("bhij,bjhs->bihs", _between(ops.moveaxis(log_decay, 1, 2)), added)
 
 
 def _ceil_sqrt(count):
@@ -132,14 +162,13 @@ def _prefix_of_groups(log_decay, added, count, size):
     padding = [[0, 0], [0, groups * size - count], [0, 0]]
     log_decay = ops.reshape(ops.pad(log_decay, padding), (batch, groups, size, nheads))
     added = ops.reshape(ops.pad(added, [*padding, [0, 0]]), (batch, groups, size, nheads, width))
-    decay, since_start, _ = _decays(ops.moveaxis(log_decay, 2, 3))
-    inside = ops.einsum("bghij,bgjhs->bgihs", decay, added)
+    inside = ops.einsum("bghij,bgjhs->bgihs", _between(ops.moveaxis(log_decay, 2, 3)), added)
 
     total = ops.maximum(ops.sum(log_decay, axis=2), FORGOTTEN)
-    across, _, _ = _decays(ops.moveaxis(total, 1, 2))
-    after = ops.einsum("bhij,bjhs->bihs", across, inside[:, :, -1])
+    after = ops.einsum("bhij,bjhs->bihs", _between(ops.moveaxis(total, 1, 2)), inside[:, :, -1])
     before = ops.pad(after, [[0, 0], [1, 0], [0, 0], [0, 0]])
     before = ops.slice(before, (0, 0, 0, 0), (batch, groups, nheads, width))
-    states = inside + ops.moveaxis(since_start, 2, 3)[..., None] * before[:, :, None]
+    since_start = ops.moveaxis(_since_start(ops.moveaxis(log_decay, 2, 3)), 3, 2)
+    states = inside + since_start[..., None] * before[:, :, None]
     states = ops.reshape(states, (batch, groups * size, nheads, width))
     return ops.slice(states, (0, 0, 0, 0), (batch, count, nheads, width))

@@ -8,9 +8,7 @@ from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import accumulation_dtype, skip_and_gate, step_sizes, upcast
 
 
-def reference(
-    x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask
-):
+def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
     x, dt, A, B, C, D, z, dt_bias, scale, h = upcast(
         accumulation_dtype(x, dt, A, B, C), x, dt, A, B, C, D, z, dt_bias, input_scale, initial_state
     )

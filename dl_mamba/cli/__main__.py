@@ -1,0 +1,5 @@
+"""`python -m dl_mamba.cli` is the command `dl-mamba`."""
+
+from dl_mamba.cli import main
+
+main()

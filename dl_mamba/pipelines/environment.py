@@ -1,0 +1,112 @@
+"""What this installation runs on: versions, backend, devices, implementations."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from importlib import metadata
+from typing import Any
+
+import keras
+
+from dl_mamba import variants
+from dl_mamba.pipelines.errors import InputError
+
+OPS = ("selective_scan", "ssd", "causal_conv1d", "gated_rms_norm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package, Keras, NumPy and the library behind the backend.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import versions
+    >>> sorted(versions())[:2]
+    ['backend', 'dl-mamba']
+    """
+    backend = keras.config.backend()
+    found = {name: _version(name) for name in ("dl-mamba", "keras", "numpy")}
+    library = getattr(importlib.import_module(backend), "__version__", "unknown")
+    return {"python": platform.python_version(), **found, "backend": f"{backend} {library}"}
+
+
+def devices() -> list[str]:
+    """Names of the devices that the backend sees.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import devices
+    >>> len(devices()) >= 1
+    True
+    """
+    backend = keras.config.backend()
+    library = importlib.import_module(backend)
+    if backend == "jax":
+        return [str(device) for device in library.devices()]
+    if backend == "tensorflow":
+        return [device.name for device in library.config.list_physical_devices()]
+    return [*(library.cuda.get_device_name(i) for i in range(library.cuda.device_count())), "cpu"]
+
+
+def implementations() -> dict[str, list[str]]:
+    """The implementations that each op can run with here.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import implementations
+    >>> implementations()["ssd"][:2]
+    ['reference', 'chunked']
+    """
+    return {op: list(importlib.import_module(f"dl_mamba.ops.{op}").IMPLEMENTATIONS) for op in OPS}
+
+
+def describe() -> dict[str, Any]:
+    """All of this at once: `versions`, `devices`, `implementations`.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import describe
+    >>> list(describe())
+    ['versions', 'devices', 'implementations']
+    """
+    return {"versions": versions(), "devices": devices(), "implementations": implementations()}
+
+
+def variant_rows(family: str | None = None) -> list[dict[str, Any]]:
+    """The presets as the rows of a table.
+
+    Args:
+        family: `"mamba"`, `"mamba2"`, or None for both.
+
+    Raises:
+        InputError: the family is unknown.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import variant_rows
+    >>> variant_rows("mamba")[1]["layers"]
+    24
+    """
+    try:
+        names = variants.names(family)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    configs = {name: variants.load(name) for name in names}
+    return [
+        {
+            "variant": name,
+            "layers": config.num_layers,
+            "d_model": config.d_model,
+            "d_state": config.d_state,
+            "vocabulary": config.vocab_size,
+            "parameters": config.num_parameters,
+        }
+        for name, config in configs.items()
+    ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"

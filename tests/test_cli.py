@@ -1,0 +1,180 @@
+"""The command line: one clear line and exit code 2 for a mistake, no file left; results where they are asked for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+from typer.testing import CliRunner
+
+from dl_mamba import variants
+from dl_mamba.backend import choose_backend
+from dl_mamba.cli.app import app
+from dl_mamba.heads.text_classifier import Classifier
+
+GOOD = "text,label\n" + "".join(f"fine {i},good\npoor {i},bad\n" for i in range(6))
+
+
+@pytest.fixture(autouse=True)
+def _keeps_signals():
+    """The command answers SIGTERM in its own way; pytest gets its own back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    compiled = keras.Model.compile
+    monkeypatch.setattr(Classifier, "compile", lambda self, *a, **k: compiled(self, *a, **k, run_eagerly=True))
+
+
+def _call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _file(folder, text=GOOD, name="data.csv"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+BAD_TRAINING = [
+    (b"", (), "is empty"),
+    ("text,stars\nfine,1\n", (), "has no column 'label'"),
+    ("text,label\nfine,1\ndull,1\n", (), "has one class only, '1'"),
+    (b"text,label\n\xff\xfe,1\n", (), "is not UTF-8 text"),
+    (GOOD, ("--variant", "huge"), "'huge' is unknown"),
+    (GOOD, ("--family", "rnn"), "'rnn' is unknown"),
+    (GOOD, ("--pooling", "sum"), "pooling='sum' is unknown"),
+    (GOOD, ("--epochs", "0"), "epochs=0"),
+    (GOOD, ("--text-column", "review"), "has no column 'review'"),
+    (GOOD, ("--valid", "nowhere.csv"), "nowhere.csv does not exist"),
+]
+
+
+@pytest.mark.parametrize(("content", "options", "message"), BAD_TRAINING)
+def test_bad_input_to_train_is_one_line_exit_code_2_and_no_file(content, options, message, tmp_path):
+    data, out = _file(tmp_path, content), tmp_path / "model.keras"
+    result = _call("train", "--data", data, "--out", out, *options)
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("backend:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("no/model.keras", "does not exist; create it"), ("model.h5", "choose a name that ends in .keras")],
+)
+def test_a_bad_place_for_the_model_is_refused_before_training(out, message, tmp_path):
+    result = _call("train", "--data", _file(tmp_path), "--out", tmp_path / out)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_train_writes_predict_reads(tmp_path):
+    out = tmp_path / "model.keras"
+    result = _call("train", "--data", _file(tmp_path), "--out", out, "--epochs", 1, "--baseline")
+    assert result.exit_code == 0, result.stderr
+    assert "valid accuracy" in result.stdout
+    assert "bag of words" in result.stdout
+    assert "epoch 1/1: accuracy" in result.stderr
+    result = _call("predict", out, "fine", "poor")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [row[2] for row in rows] == ["fine", "poor"]
+    assert all(row[0] in ("good", "bad") and 0.5 <= float(row[1]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.keras", "x"), "nowhere.keras does not exist"),
+        (("nowhere.keras",), "give either texts or a data file"),
+    ],
+)
+def test_bad_input_to_predict_is_one_line_and_exit_code_2(arguments, message):
+    result = _call("predict", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_variants_lists_every_size():
+    result = _call("variants")
+    assert result.exit_code == 0
+    assert [name for name in variants.names() if name not in result.stdout] == []
+    assert "mamba-130m" not in _call("variants", "--family", "mamba2").stdout
+    assert _call("variants", "--family", "rnn").exit_code == 2
+
+
+def test_info_names_backend_versions_and_implementations():
+    result = _call("info")
+    assert result.exit_code == 0
+    for expected in (keras.__version__, keras.backend.backend(), "implementations of ssd", "reference, chunked"):
+        assert expected in result.stdout
+
+
+def test_help_lists_the_commands():
+    result = _call("--help")
+    assert [name for name in ("demo", "train", "predict", "variants", "info") if name not in result.stdout] == []
+
+
+def test_a_backend_that_the_user_names_is_kept(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert choose_backend() == ("torch", "KERAS_BACKEND names it")
+
+
+@pytest.mark.parametrize(
+    ("configured", "installed", "expected"),
+    [
+        (None, ("torch", "jax"), "jax"),
+        (None, ("jax", "tensorflow"), "tensorflow"),
+        ("tensorflow", ("torch",), "torch"),
+        ("torch", ("torch", "jax"), "torch"),
+        ("torch", ("tensorflow",), "tensorflow"),
+    ],
+)
+def test_without_a_wish_an_installed_backend_is_chosen(configured, installed, expected, tmp_path, monkeypatch):
+    if configured:
+        (tmp_path / "keras.json").write_text(f'{{"backend": "{configured}"}}')
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
+    assert choose_backend()[0] == expected
+    assert os.environ["KERAS_BACKEND"] in (expected, "")
+
+
+def test_without_any_backend_the_extras_are_named(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'no backend is installed: pip install "dl-mamba\[jax\]"'):
+        choose_backend()
+
+
+def test_a_killed_training_leaves_no_file(tmp_path):
+    command = [sys.executable, "-m", "dl_mamba.cli", "train", "--data", str(_file(tmp_path)), "--epochs", "100000"]
+    environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
+    process = subprocess.Popen(
+        [*command, "--patience", "100000", "--out", str(tmp_path / "model.keras")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 1/"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]

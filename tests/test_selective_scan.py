@@ -1,0 +1,86 @@
+"""What selective_scan alone promises: few sequential steps, little memory for its gradient, unknown lengths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import recurrences
+from harness import BACKEND, assert_laws_hold, numpy, values_and_gradients
+from keras import ops
+from test_recurrence_laws import draw, float32, run
+
+from dl_mamba.ops import selective_scan
+from dl_mamba.ops.selective_scan import chunked
+
+SCAN = recurrences.SCAN
+
+
+@pytest.mark.parametrize("length", [1, 100, 1000, 5000])
+def test_sequential_steps_grow_with_the_square_root_of_the_length(length, monkeypatch):
+    steps = []
+    original = chunked.scan
+
+    def counting(step, carry, xs, reverse=False):
+        steps.append(xs[0].shape[0])
+        return original(step, carry, xs, reverse)
+
+    monkeypatch.setattr(chunked, "scan", counting)
+    selective_scan(**float32(draw(SCAN, length, 1, 1)))
+    # two walks of r^2 steps and one over the chunks, r the fourth root of the length rounded up
+    assert sum(steps) <= 3 * (length**0.25 + 1) ** 2
+
+
+@pytest.mark.parametrize("length", [64, 1024])
+def test_the_gradient_keeps_states_at_chunk_borders_only(length):
+    batch, channels, state = 1, 4, 16
+    ones = [ops.ones((batch, length, 1, channels)), ops.ones((batch, length, 1, channels))]
+    A, B = -ops.ones((1, channels, state)), ops.ones((batch, length, 1, state))
+    _, residuals = chunked._forward(*ones, A, B, B, None, ops.zeros((batch, 1, channels, state)))
+    every_state = batch * length * channels * state
+    kept = max(math.prod(residual.shape) for residual in residuals)
+    assert kept <= every_state / min(channels, math.isqrt(length))  # the inputs themselves, or one state a chunk
+
+
+def test_one_group_and_no_group_axis_are_the_same():
+    arrays = float32(draw(SCAN, ngroups=1))
+    without_axis = {**arrays, "B": arrays["B"][:, :, 0], "C": arrays["C"][:, :, 0]}
+    np.testing.assert_array_equal(numpy(selective_scan(**without_axis)), numpy(selective_scan(**arrays)))
+
+
+def test_what_is_not_given_is_left_out():
+    arrays = float32(draw(SCAN))
+    zeros = {name: np.zeros_like(arrays[name]) for name in ("D", "dt_bias", "initial_state")}
+    neutral = {**arrays, **zeros}
+    del neutral["z"]
+    bare = {name: arrays[name] for name in ("x", "dt", "A", "B", "C")}
+    np.testing.assert_array_equal(numpy(selective_scan(**bare)), numpy(selective_scan(**neutral)))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch know every length when they run")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_length_unknown_to_the_graph_gives_the_same_result(compiled):
+    import tensorflow as tf
+
+    arrays = float32(draw(SCAN, length=30))
+    wanted = run(SCAN, arrays)
+
+    def unknown_length(**tensors):
+        specs = {
+            n: tf.TensorSpec([t.shape[0], None, *t.shape[2:]] if n in SCAN.sequences else t.shape)
+            for n, t in tensors.items()
+        }
+        call = tf.function(
+            lambda t: selective_scan(**t, return_final_state=True), input_signature=[specs], jit_compile=compiled
+        )
+        return call(tensors)
+
+    assert_laws_hold(values_and_gradients(unknown_length, arrays), wanted)
+
+
+def test_the_final_state_is_float32_and_the_output_has_the_dtype_of_x():
+    arrays = {name: ops.cast(array, "bfloat16") for name, array in float32(draw(SCAN, length=3)).items()}
+    y, state = selective_scan(**arrays, return_final_state=True)
+    assert "bfloat16" in str(y.dtype)
+    assert "float32" in str(state.dtype)
