@@ -13,27 +13,26 @@ SHORTEST_EDGE = 32
 
 
 def length_edges(lengths: Sequence[int], shortest: int = SHORTEST_EDGE) -> list[int]:
-    """Padded lengths for rows of these lengths: each twice the one before it, and the longest row's own.
+    """Padded lengths for rows of these lengths: each twice the one before it.
 
     Args:
         lengths: one number a row, >= 0.
         shortest: the first edge, >= 1.
 
     Returns:
-        Rising edges; the last one is the longest length (at least 1).
+        Rising edges; the last one is the first that holds the longest row.
 
     Example:
 
     >>> from dl_mamba.heads.batches import length_edges
     >>> length_edges([3, 20, 50, 150])
-    [32, 64, 128, 150]
+    [32, 64, 128, 256]
     """
     longest = max([1, *map(int, lengths)])
-    edges = []
-    while shortest < longest:
-        edges.append(shortest)
-        shortest *= 2
-    return [*edges, longest]
+    edges = [shortest]
+    while edges[-1] < longest:
+        edges.append(2 * edges[-1])
+    return edges
 
 
 class LengthBatches(keras.utils.PyDataset):
@@ -43,7 +42,7 @@ class LengthBatches(keras.utils.PyDataset):
     `shuffle` the rows are dealt anew after each epoch, and the last batch is filled up with rows drawn a second time.
 
     Args:
-        rows: one (length, ...) array a row.
+        rows: one (length, ...) array a row, or a function that draws them; with `shuffle` it draws anew for each epoch.
         targets: arrays of one entry a row (labels, then sample weights), given out beside the inputs.
         batch_size: rows in a batch, >= 1.
         collate: (rows, length) -> the model's inputs, padded to that length.
@@ -64,12 +63,12 @@ class LengthBatches(keras.utils.PyDataset):
     >>> pad = lambda rows, length: np.stack([np.pad(row, (0, length - len(row))) for row in rows])
     >>> batches = LengthBatches(rows, [np.arange(4)], batch_size=2, collate=pad)
     >>> [(x.shape, y.tolist()) for x, y in (batches[0], batches[1])]
-    [((2, 32), [1, 3]), ((2, 50), [0, 2])]
+    [((2, 32), [1, 3]), ((2, 64), [0, 2])]
     """
 
     def __init__(
         self,
-        rows: Sequence[np.ndarray],
+        rows: Sequence[np.ndarray] | Callable[[], Sequence[np.ndarray]],
         targets: Sequence[Any] = (),
         *,
         batch_size: int,
@@ -78,22 +77,22 @@ class LengthBatches(keras.utils.PyDataset):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not len(rows):
+        self._draw = rows if callable(rows) else lambda: rows
+        self.rows = list(self._draw())
+        if not self.rows:
             raise ValueError("no rows were given; at least one is needed.")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}; an integer >= 1 is needed.")
-        self.rows = list(rows)
         self.targets = [np.asarray(target) for target in targets]
         for target in self.targets:
-            if len(target) != len(rows):
-                raise ValueError(f"{len(rows)} rows came with {len(target)} labels or weights; one a row is needed.")
+            if len(target) != len(self.rows):
+                raise ValueError(
+                    f"{len(self.rows)} rows came with {len(target)} labels or weights; one a row is needed."
+                )
         self.batch_size = batch_size
         self.collate = collate
         self.shuffle = shuffle
         self._random = np.random.default_rng(random.getrandbits(32) if seed is None else seed)
-        lengths = [len(row) for row in rows]
-        self.edges = length_edges(lengths)
-        self._edge_of_row = np.searchsorted(self.edges, lengths)
         self._deal()
 
     @property
@@ -110,6 +109,7 @@ class LengthBatches(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         if self.shuffle:
+            self.rows = list(self._draw())
             self._deal()
 
     def _deal(self) -> None:
@@ -117,17 +117,20 @@ class LengthBatches(keras.utils.PyDataset):
 
         Keras on TensorFlow reads the first two batches to see which axes vary.
         """
+        lengths = [len(row) for row in self.rows]
+        edges = length_edges(lengths)
+        edge_of_row = np.searchsorted(edges, lengths)
         places = np.arange(len(self.rows))
         if self.shuffle:
             self._random.shuffle(places)
         batches, left = [], places[:0]
-        for edge, length in enumerate(self.edges):
-            bucket = np.concatenate([left, places[self._edge_of_row[places] == edge]])
+        for edge, length in enumerate(edges):
+            bucket = np.concatenate([left, places[edge_of_row[places] == edge]])
             full = len(bucket) - len(bucket) % self.batch_size
             batches += [(length, part) for part in bucket[:full].reshape(-1, self.batch_size)]
             left = bucket[full:]
         if len(left):
-            batches.append((self.edges[-1], self._filled(left)))
+            batches.append((edges[-1], self._filled(left)))
         self._batches = batches[:1] + batches[:0:-1]
 
     def _filled(self, left: np.ndarray) -> np.ndarray:

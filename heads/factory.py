@@ -104,7 +104,9 @@ def _with_head(
     inputs = {"input_ids": ids, "attention_mask": mask}
     hidden = backbone(inputs)["last_hidden_state"]
     logits = head({"last_hidden_state": hidden, "attention_mask": mask})
-    return keras.Model(inputs, logits, name=name or f"{family.family}_{task_config.name}")
+    model = keras.Model(inputs, logits, name=name or f"{family.family}_{task_config.name}")
+    model.dtype_policy = backbone.dtype_policy  # compile() scales the loss for float16
+    return model
 
 
 def _backbone(family: type[Backbone], variant: Any, overrides: dict[str, Any]) -> Backbone:

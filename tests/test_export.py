@@ -13,7 +13,7 @@ LENGTHS = (3, 9)  # below and above a chunk of 4
 
 
 def classifier(family):
-    return perturb(WITH_HEAD[family](small_model(family).config, TASK))
+    return perturb(WITH_HEAD[family](small_model(family, num_layers=1).config, TASK))
 
 
 def batches():

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from harness import assert_close, numpy
+from harness import BACKEND, assert_close, numpy
 from model_harness import (
     FAMILIES,
     MODELS,
@@ -260,7 +260,7 @@ def test_predict_and_evaluate_agree_with_a_call(family):
     model = small_classifier(family)
     inputs, labels = batch_of([tokens(4, seed=i) for i in range(6)], 4), np.array([0, 1, 0, 1, 1, 0])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss, metrics=["accuracy"])
+    model.compile("sgd", loss, metrics=["accuracy"], run_eagerly=BACKEND == "tensorflow")  # tracing takes longer
     logits = run(model, inputs).astype("float64")
     assert_close(model.predict(inputs, batch_size=3, verbose=0), logits, FORWARD)
     score = model.evaluate(inputs, labels, batch_size=3, verbose=0, return_dict=True)

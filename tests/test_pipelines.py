@@ -228,7 +228,7 @@ def test_equal_seeds_train_equal_models(moods, tmp_path):
 
 
 def test_the_schedule_warms_up_to_the_peak_and_comes_down_to_zero():
-    model = fitting.build_text_classifier(SMALL, ["a", "b"])
+    model = fitting.build_text_classifier(SMALL, ["so good", "so bad"], ["a", "b"])
     schedule = fitting.make_optimizer(SMALL, model, steps=100)._learning_rate
     rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
     assert rates == pytest.approx([0, 0.5 * 2e-3, 2e-3, 0.5 * 2e-3, 0], abs=1e-8)

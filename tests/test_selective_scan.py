@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import recurrences
-from harness import BACKEND, assert_laws_hold, numpy, values_and_gradients
+from harness import BACKEND, assert_close, assert_laws_hold, numpy, values_and_gradients
 from keras import ops
 from test_recurrence_laws import draw, float32, run
 
@@ -55,7 +55,7 @@ def test_what_is_not_given_is_left_out():
     neutral = {**arrays, **zeros}
     del neutral["z"]
     bare = {name: arrays[name] for name in ("x", "dt", "A", "B", "C")}
-    np.testing.assert_array_equal(numpy(selective_scan(**bare)), numpy(selective_scan(**neutral)))
+    assert_close(numpy(selective_scan(**bare)), numpy(selective_scan(**neutral)), 1e-6)  # fused differently
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch know every length when they run")

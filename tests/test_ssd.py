@@ -47,7 +47,7 @@ def test_what_is_not_given_is_left_out():
     }
     del neutral["z"]
     bare = {name: arrays[name] for name in ("x", "dt", "A", "B", "C")}
-    np.testing.assert_array_equal(numpy(ssd(**bare)), numpy(ssd(**neutral)))
+    assert_close(numpy(ssd(**bare)), numpy(ssd(**neutral)), 1e-6)  # XLA may fuse the two programs differently
 
 
 def test_a_weak_decay_behind_a_strong_one_keeps_its_digits():

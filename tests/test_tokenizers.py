@@ -1,12 +1,14 @@
 """Laws of the byte tokenizer: nothing is lost, nothing is invented, and a config makes the same one again."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dl_mamba.tokenizers import ByteTokenizer
+from dl_mamba.tokenizers import BytePairTokenizer, ByteTokenizer
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=4)
 
@@ -78,5 +80,49 @@ def test_something_else_than_text_is_named_with_its_place():
 
 
 def test_an_id_that_is_no_byte_is_refused():
-    with pytest.raises(ValueError, match="input_ids go from 0 to 256; bytes go from 0 to 255"):
+    with pytest.raises(ValueError, match="input_ids go from 0 to 256; tokens go from 0 to 255"):
         ByteTokenizer().decode([[0, 256]])
+
+
+TEXTS = ["the cat sat on the mat", "the hat, the cat: 12 hats!", "naïve _café_ 😀\n\n"] * 2
+
+
+def test_byte_pairs_give_every_text_back():
+    tokenizer = BytePairTokenizer.learn(TEXTS, vocab_size=300)
+    others = [*TEXTS, "", "  two spaces", "unseen 東京 words\t"]
+    assert tokenizer.decode(**tokenizer.encode(others)) == others
+
+
+def test_byte_pairs_are_fewer_than_bytes_and_the_most_frequent_pair_comes_first():
+    tokenizer = BytePairTokenizer.learn(TEXTS, vocab_size=300)
+    assert bytes(tokenizer.merges[0]) == b"at"
+    assert len(tokenizer.rows(["the cat"])[0]) < len("the cat")
+
+
+def test_the_same_texts_teach_the_same_merges_and_a_config_brings_them_back():
+    tokenizer = BytePairTokenizer.learn(TEXTS, vocab_size=300, max_length=7)
+    assert BytePairTokenizer.learn(list(reversed(TEXTS)), vocab_size=300).merges == tokenizer.merges
+    again = BytePairTokenizer.from_config(json.loads(json.dumps(tokenizer.get_config())))
+    for came, wanted in zip(again.rows(TEXTS), tokenizer.rows(TEXTS), strict=True):
+        np.testing.assert_array_equal(came, wanted)
+        assert len(came) <= 7
+
+
+def test_varied_rows_spell_the_same_texts_and_follow_their_seed():
+    tokenizer = BytePairTokenizer.learn(TEXTS, vocab_size=300)
+    first, second, other = (tokenizer.varied(TEXTS, 0.5, seed=seed)() for seed in (0, 0, 1))
+    assert [tokenizer.decode(row[None])[0] for row in first] == TEXTS
+    assert [row.tolist() for row in first] == [row.tolist() for row in second]
+    assert [row.tolist() for row in first] != [row.tolist() for row in other]
+
+
+def test_without_dropout_varied_rows_are_the_plain_ones():
+    tokenizer = BytePairTokenizer.learn(TEXTS, vocab_size=300)
+    plain = [row.tolist() for row in tokenizer.rows(TEXTS)]
+    assert [row.tolist() for row in tokenizer.varied(TEXTS, 0.0, seed=0)()] == plain
+
+
+@pytest.mark.parametrize(("merges", "message"), [([(300, 1)], "two ids from 0 to 255"), ([(1, -1)], "two ids")])
+def test_a_merge_of_an_unknown_id_is_refused(merges, message):
+    with pytest.raises(ValueError, match=message):
+        BytePairTokenizer(merges)

@@ -43,7 +43,7 @@ def compiled(model, optimizer, jit_compile=JIT):
 
 def test_a_compiled_fit_learns_batches_of_two_lengths_by_heart(family):
     keras.utils.set_random_seed(0)
-    model = compiled(next_token_model(family), keras.optimizers.Adam(2e-2))
+    model = compiled(next_token_model(family, num_layers=1), keras.optimizers.Adam(2e-2))
     assert model.jit_compile is JIT
     first = last = 0.0
     for length in (5, 9):
@@ -58,7 +58,7 @@ def test_a_compiled_fit_learns_batches_of_two_lengths_by_heart(family):
 
 def half_precision_model(family, policy):
     task = NLPTaskConfig("parity", "sequence_classification", num_classes=2, pooling="attention")
-    config = small_model(family).config
+    config = small_model(family, num_layers=1).config
     with_policy = keras.DTypePolicy(policy)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(with_policy)
@@ -71,7 +71,8 @@ def half_precision_model(family, policy):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_two_hundred_steps_in_half_precision_stay_finite_and_learn(family, policy):
     keras.utils.set_random_seed(0)
-    model = compiled(half_precision_model(family, policy), keras.optimizers.Adam(1e-2))
+    jit_compile = BACKEND == "jax"  # on TensorFlow a plain graph is traced in half of the time that XLA takes
+    model = compiled(half_precision_model(family, policy), keras.optimizers.Adam(1e-2), jit_compile)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled is (policy == "mixed_float16")
     ids = tokens(800, 6)
@@ -114,9 +115,20 @@ def test_an_optimizer_that_scales_the_loss_leaves_the_same_weights_undecayed(fam
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(0.1, weight_decay=0.5))
     dl_mamba.exclude_from_weight_decay(optimizer, layer)
     optimizer.build(layer.trainable_variables)
-    before = numpy(layer.A_log.value)
-    optimizer.apply([ops.zeros(v.shape) for v in layer.trainable_variables], layer.trainable_variables)
-    np.testing.assert_array_equal(numpy(layer.A_log.value), before)
+    before = [numpy(v.value) for v in layer.trainable_variables]
+    after = values_after_a_step_without_gradient(optimizer, layer.trainable_variables)
+    for variable, old, new in zip(layer.trainable_variables, before, after, strict=True):
+        kept = np.array_equal(old, new)
+        assert kept is (variable.name in ("A_log", "D", "dt_bias", "scale")), variable.path
+
+
+def values_after_a_step_without_gradient(optimizer, variables):
+    gradients = [ops.zeros(v.shape) for v in variables]
+    if BACKEND == "jax":  # where Keras scales a loss in stateless code only
+        state = [v.value for v in optimizer.variables]
+        return [numpy(value) for value in optimizer.stateless_apply(state, gradients, [v.value for v in variables])[0]]
+    optimizer.apply(gradients, variables)
+    return [numpy(v.value) for v in variables]
 
 
 def test_weight_decay_is_excluded_inside_a_functional_model_and_a_single_layer(family):
@@ -137,7 +149,7 @@ def test_weight_decay_cannot_be_excluded_where_it_would_have_no_effect(family):
         dl_mamba.exclude_from_weight_decay(optimizer, plain)
     model = small_model("mamba")
     optimizer.build(model.trainable_variables)
-    with pytest.raises(ValueError, match="build"):
+    with pytest.raises(ValueError, match="built"):
         dl_mamba.exclude_from_weight_decay(optimizer, model)
 
 
@@ -185,6 +197,8 @@ def test_a_frozen_model_keeps_its_weights(family):
     backbone = next(layer for layer in model.layers if isinstance(layer, MODELS[family]))
     backbone.trainable = False
     before = backbone.get_weights()
-    compiled(model, "sgd", jit_compile=False).fit(tokens(2, 4), tokens(2, 4, seed=1), verbose=0)
+    compiled(model, "sgd", jit_compile=False)
+    model.run_eagerly = BACKEND == "tensorflow"  # tracing takes longer than one eager step
+    model.fit(tokens(2, 4), tokens(2, 4, seed=1), verbose=0)
     for came, wanted in zip(backbone.get_weights(), before, strict=True):
         np.testing.assert_array_equal(came, wanted)

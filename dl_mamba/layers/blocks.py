@@ -52,6 +52,7 @@ class ResidualBlock(keras.layers.Layer):
         segment_ids: Any = None,
     ) -> Any:
         mask = getattr(x, "_keras_mask", None) if mask is None else mask
+        self.mixer.check(x, mask, state, segment_ids)
         x = ops.cast(x, self.residual_dtype)
         y, state = self.mixer(self.norm(x), mask=mask, state=state, return_state=True, segment_ids=segment_ids)
         x = x + ops.cast(y, self.residual_dtype)

@@ -49,7 +49,7 @@ class Mixer(NamedVariables, keras.layers.Layer):
         segment_ids: Any = None,
     ) -> Any:
         mask = getattr(x, "_keras_mask", None) if mask is None else mask
-        self._check(x, mask, state, segment_ids)
+        self.check(x, mask, state, segment_ids)
         state = MixerState(None, None) if state is None else MixerState(*state)
         y, state = self.mix(ops.cast(x, self.compute_dtype), mask, state, segment_ids)
         return (y, state) if return_state else y
@@ -70,7 +70,7 @@ class Mixer(NamedVariables, keras.layers.Layer):
     def compute_output_spec(
         self, x: Any, mask: Any = None, state: Any = None, return_state: bool = False, segment_ids: Any = None
     ) -> Any:
-        self._check(x, mask, state, segment_ids)
+        self.check(x, mask, state, segment_ids)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         shapes = self.state_shapes(x.shape[0])
         state = MixerState(
@@ -84,7 +84,12 @@ class Mixer(NamedVariables, keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.config.to_dict()}
 
-    def _check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:
+    def check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:
+        """Refuse inputs whose shapes do not fit, before any compute.
+
+        Raises:
+            ValueError: names what came and what was wanted.
+        """
         batch, length, _ = checks.expect_rank("x", x, "(batch, length, d_model)")
         checks.expect_shape("x", x, batch=batch, length=length, d_model=self.config.d_model)
         checks.expect_shape("mask", mask, batch=batch, length=length)

@@ -64,6 +64,11 @@ def exclude_from_weight_decay(optimizer: keras.optimizers.Optimizer, model: kera
     >>> optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
     >>> dl_mamba.exclude_from_weight_decay(optimizer, model)
     """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a LossScaleOptimizer leaves the decay to another
+    if optimizer.built:
+        raise ValueError(
+            f"optimizer {optimizer.name!r} is built; exclude weights before `fit`."
+        )
     variables = no_weight_decay_variables(model)
     if not variables:
         raise ValueError(

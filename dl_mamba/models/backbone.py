@@ -53,18 +53,18 @@ class Backbone(keras.Model):
         return variants.FAMILIES[cls.family]
 
     @classmethod
-    def from_variant(cls, name: str, vocab_size: int | None = None, **overrides: Any) -> Self:
+    def from_variant(cls, variant: str, /, vocab_size: int | None = None, **overrides: Any) -> Self:
         """A model of a released size, with fresh weights.
 
         Args:
-            name: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
+            variant: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
             vocab_size: rows of the embedding; the released (padded) vocabulary if None.
             **overrides: any other option of the class.
 
         Raises:
             ValueError: the variant or an option is unknown.
         """
-        options = variants.find(cls.family, name).to_dict()
+        options = variants.find(cls.family, variant).to_dict()
         if vocab_size is not None:
             options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
         return cls(**{**options, **overrides})

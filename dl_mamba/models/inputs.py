@@ -42,7 +42,8 @@ def read_inputs(inputs: Any, vocab_size: int) -> tuple[Any, Any, Any]:
 def _check_values(ids: Any, vocab_size: int) -> None:
     if not _is_concrete(ids) or 0 in ids.shape:
         return
-    low, high = int(ops.min(ids)), int(ops.max(ids))
+    values = ops.convert_to_numpy(ids)
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(
@@ -64,4 +65,4 @@ def _is_concrete(tensor: Any) -> bool:
         return tf.executing_eagerly() and hasattr(tensor, "numpy")
     import torch
 
-    return not torch.compiler.is_compiling()
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())

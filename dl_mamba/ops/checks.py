@@ -68,6 +68,6 @@ def expect_shape(name: str, tensor: Tensor | None, **axes: int | None) -> None:
 
 def expect_groups(ngroups: int, of: str, count: int) -> None:
     """Groups must divide the channels or heads that share them."""
-    if count % ngroups:
+    if isinstance(count, int) and isinstance(ngroups, int) and count % ngroups:
         divisors = [g for g in range(1, count + 1) if count % g == 0]
         raise ValueError(f"ngroups={ngroups} does not divide {of}={count}; choose one of {divisors}.")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+
+import keras
 
 PORTABLE = "chunked"
 NAMES = ("reference", PORTABLE)
@@ -71,7 +74,20 @@ def choose(op: str, table: Mapping[str, Callable], implementation: str) -> Calla
     _check(name, (*table, "auto"))
     name = PORTABLE if name == "auto" else name
     _last[op] = name
-    return table[name]
+    return _whole(table[name]) if keras.backend.backend() == "jax" else table[name]
+
+
+@cache
+def _whole(run: Callable) -> Callable:
+    """On JAX, an op called outside a compiled program is compiled as a whole, not primitive by primitive."""
+    import jax
+
+    compiled = cache(lambda static: jax.jit(run, static_argnums=static))
+
+    def call(*args):
+        return compiled(tuple(i for i, arg in enumerate(args) if not hasattr(arg, "shape")))(*args)
+
+    return call
 
 
 def _check(implementation: str, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Padding and packing: which tokens are real, where documents begin, and how rows are left-aligned."""
+"""Lengths, padding and packing: which tokens are real, where documents begin, and how rows are left-aligned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 from keras import ops
 
 Tensor = Any
+
+
+def size_of(tensor: Tensor, axis: int) -> Any:
+    """Size of an axis: an integer where it is known, a tensor where only the running program knows it."""
+    size = tensor.shape[axis]
+    return ops.shape(tensor)[axis] if size is None else size
 
 
 def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,17 +24,20 @@ def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         order, rank: (batch, length) int32; `aligned[i] = x[order[i]]` and `x[t] = aligned[rank[t]]`.
     """
-    position = ops.cumsum(ops.ones_like(mask, dtype="int32"), axis=1)
-    order = ops.argsort(ops.where(mask, position, position + ops.shape(mask)[1]), axis=1)
-    order = ops.cast(order, "int32")
-    return order, ops.cast(ops.argsort(order, axis=1), "int32")
+    position = ops.cumsum(ops.ones_like(mask, dtype="int32"), axis=1) - 1
+    length = ops.cast(ops.shape(mask)[1], "int32")
+    key = ops.sort(ops.where(mask, position, position + length), axis=1)  # exports to ONNX, unlike argsort
+    order = ops.where(key < length, key, key - length)
+    real = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    return order, ops.where(mask, real - 1, real[:, -1:] + position - real)
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Tokens of x (batch, length, ...) at index (batch, k) int -> (batch, k, ...)."""
-    for _ in range(len(x.shape) - 2):
-        index = index[..., None]
-    return ops.take_along_axis(x, index, axis=1)
+    batch, length, *rest = ops.shape(x)
+    row = ops.cumsum(ops.ones_like(index[:, :1]), axis=0) - 1
+    taken = ops.take(ops.reshape(x, (batch * length, *rest)), row * length + index, axis=0)
+    return ops.reshape(taken, (batch, ops.shape(index)[1], *rest))
 
 
 def document_starts(segment_ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from dl_mamba.heads.batches import LengthBatches
 from dl_mamba.heads.factory import create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.heads.sequence_classifier import create_sequence_classifier
 from dl_mamba.heads.tasks import NLPTaskConfig
@@ -16,16 +17,17 @@ from dl_mamba.heads.text_classifier import Classifier, TextClassifier
 from dl_mamba.layers import exclude_from_weight_decay
 from dl_mamba.pipelines.errors import InputError
 from dl_mamba.pipelines.recipe import Recipe
-from dl_mamba.tokenizers import ByteTokenizer
+from dl_mamba.tokenizers import BytePairTokenizer
 
 TEXT_MODELS = {"mamba": create_mamba_with_head, "mamba2": create_mamba2_with_head}
 
 
-def build_text_classifier(recipe: Recipe, label_names: Sequence[str]) -> TextClassifier:
+def build_text_classifier(recipe: Recipe, texts: Sequence[str], label_names: Sequence[str]) -> TextClassifier:
     """A fresh model from strings to classes.
 
     Args:
-        recipe: family, variant, options, pooling, dropout and longest text.
+        recipe: family, variant, options, pooling, dropout, vocabulary and longest text.
+        texts: the training texts, from which the tokenizer learns its byte pairs.
         label_names: one name a class.
 
     Raises:
@@ -35,10 +37,10 @@ def build_text_classifier(recipe: Recipe, label_names: Sequence[str]) -> TextCla
 
     >>> from dl_mamba.pipelines.fitting import build_text_classifier
     >>> from dl_mamba.pipelines.recipe import TEXT
-    >>> build_text_classifier(TEXT.adjusted(family="mamba"), ["bad", "good"]).predict(["so so"], verbose=0).shape
+    >>> build_text_classifier(TEXT, ["so so", "so good"], ["bad", "good"]).predict(["so so"], verbose=0).shape
     (1, 2)
     """
-    tokenizer = ByteTokenizer(recipe.max_length)
+    tokenizer = BytePairTokenizer.learn(texts, recipe.vocab_size, max_length=recipe.max_length)
     head = {"dropout_rate": recipe.dropout_rate, "pooling": recipe.pooling}
     options = {"vocab_size": tokenizer.vocab_size, **recipe.options}
     try:
@@ -90,7 +92,7 @@ def make_optimizer(recipe: Recipe, model: keras.Model, steps: int) -> keras.opti
 
     >>> from dl_mamba.pipelines.fitting import build_text_classifier, make_optimizer
     >>> from dl_mamba.pipelines.recipe import TEXT
-    >>> optimizer = make_optimizer(TEXT, build_text_classifier(TEXT, ["bad", "good"]), steps=100)
+    >>> optimizer = make_optimizer(TEXT, build_text_classifier(TEXT, ["a", "b"], ["bad", "good"]), steps=100)
     >>> round(float(optimizer.learning_rate), 4)
     0.0
     """
@@ -130,7 +132,7 @@ def fit(
     >>> from dl_mamba.pipelines.recipe import TEXT
     >>> recipe = TEXT.adjusted(epochs=1, batch_size=2)
     >>> data = (["a", "b"], np.array([0, 1]))
-    >>> sorted(fit(build_text_classifier(recipe, ["x", "y"]), data, data, recipe))
+    >>> sorted(fit(build_text_classifier(recipe, data[0], ["x", "y"]), data, data, recipe))
     ['accuracy', 'loss', 'val_accuracy', 'val_loss']
     """
     batch_size = min(recipe.batch_size, len(train[0]))
@@ -142,15 +144,22 @@ def fit(
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=recipe.patience, restore_best_weights=True
     )
+    rows = _varied_rows(model, train[0], recipe) if isinstance(model, TextClassifier) else model.rows(train[0])
     history = model.fit(
-        *train,
-        batch_size=batch_size,
+        LengthBatches(rows, [train[1]], batch_size=batch_size, collate=model.collate, shuffle=True),
         epochs=recipe.epochs,
-        validation_data=valid,
+        validation_data=model.batches(*valid, batch_size=batch_size),
         callbacks=[best, *callbacks],
         verbose=0,
     )
     return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def _varied_rows(model: TextClassifier, texts: list[str], recipe: Recipe) -> Callable[[], list[np.ndarray]]:
+    """Draws the texts with other merges and without some tokens; a mask would hide those tokens to the same effect."""
+    draw = model.tokenizer.varied(texts, recipe.merge_dropout, recipe.seed)
+    rng = np.random.default_rng(recipe.seed)
+    return lambda: [row[rng.random(len(row)) >= recipe.token_dropout] for row in draw()]
 
 
 def score(model: Classifier, inputs: list, classes: np.ndarray, batch_size: int = 64) -> dict[str, Any]:
@@ -170,7 +179,7 @@ def score(model: Classifier, inputs: list, classes: np.ndarray, batch_size: int 
     >>> import numpy as np
     >>> from dl_mamba.pipelines.fitting import build_text_classifier, score
     >>> from dl_mamba.pipelines.recipe import TEXT
-    >>> score(build_text_classifier(TEXT, ["x", "y"]), ["a", "b"], np.array([0, 1]))["examples"]
+    >>> score(build_text_classifier(TEXT, ["a", "b"], ["x", "y"]), ["a", "b"], np.array([0, 1]))["examples"]
     2
     """
     logits = np.asarray(model.predict(inputs, batch_size=batch_size, verbose=0), "float64")

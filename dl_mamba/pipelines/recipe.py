@@ -20,7 +20,10 @@ class Recipe:
         options: options of the model that differ from the variant's.
         pooling: of the head: `"mean"`, `"last"`, `"max"` or `"attention"`.
         dropout_rate: before the logits (and between the blocks for sequences of numbers).
-        max_length: longest text in bytes; the rest is cut off. None for no limit.
+        vocab_size: tokens that byte-pair encoding learns from the training texts, 256 for plain bytes. Of text alone.
+        merge_dropout: share of the merges that training skips by chance (BPE-dropout). Of text alone.
+        token_dropout: share of the tokens that training leaves out by chance. Of text alone.
+        max_length: longest text in tokens; the rest is cut off. None for no limit. Of text alone.
         epochs: passes over the training data, at most.
         batch_size: examples in a step.
         learning_rate: peak of the schedule: linear warm-up, then a cosine down to 0.
@@ -46,8 +49,11 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     pooling: str = "mean"
     dropout_rate: float = 0.3
+    vocab_size: int = 8192
+    merge_dropout: float = 0.1
+    token_dropout: float = 0.2
     max_length: int | None = 512
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: float = 0.1
@@ -67,9 +73,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value}; a whole number >= 1 is needed.")
+        if self.vocab_size < 256:
+            raise InputError(f"vocab_size={self.vocab_size}; at least 256 is needed, one token for each byte.")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate={self.learning_rate}; a number > 0 is needed, e.g. 0.002.")
-        for name in ("dropout_rate", "warmup", "valid_fraction"):
+        for name in ("dropout_rate", "merge_dropout", "token_dropout", "warmup", "valid_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}; a number from 0 to below 1 is needed.")
 
@@ -87,6 +95,14 @@ class Recipe:
         return {**asdict(self), "options": dict(self.options)}
 
 
-TEXT = Recipe()
+TEXT = Recipe(pooling="max")
 NUMBERS = Recipe(dropout_rate=0.1, epochs=40, patience=10, batch_size=32, max_length=None)
-DIGITS = Recipe(options={"chunk_size": 16}, dropout_rate=0.1, epochs=28, patience=28, batch_size=32, max_length=None)
+DIGITS = Recipe(  # a convolution of 9 taps reaches the pixel above, 8 steps back
+    options={"chunk_size": 16, "d_conv": 9},
+    dropout_rate=0.1,
+    learning_rate=4e-3,
+    epochs=24,
+    patience=24,
+    batch_size=32,
+    max_length=None,
+)

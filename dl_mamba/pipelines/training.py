@@ -151,7 +151,7 @@ def _fitted(
 ) -> tuple[Classifier, dict[str, list[float]]]:
     keras.utils.set_random_seed(recipe.seed)
     if kind == "text":
-        model = fitting.build_text_classifier(recipe, names)
+        model = fitting.build_text_classifier(recipe, parts["train"].inputs, names)
     else:
         model = fitting.build_number_classifier(recipe, parts["train"].inputs, names)
     return model, fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks)

@@ -65,6 +65,6 @@ def _final_window(tokens, documents, mask, history):
         window = take_tokens(tokens, index)
         if documents is None:
             return window
-        numbers = ops.take_along_axis(documents, index, axis=1)
-        last = ops.take_along_axis(documents, count + (history - 1), axis=1)
+        numbers = take_tokens(documents, index)
+        last = take_tokens(documents, count + (history - 1))
     return ops.where(ops.equal(numbers, last)[..., None], window, 0.0)

@@ -18,6 +18,7 @@ from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.sequence import size_of
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
@@ -42,7 +43,7 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
 
 def _forward(u, dt, A, B, C, keep, h):
     """h[t] = keep[t] exp(dt[t] A) h[t-1] + u[t] B[t];  y[t] = C[t] h[t]."""
-    length = u.shape[1] or ops.shape(u)[1]
+    length = size_of(u, 1)
     fold, unfold = _folding(length)
     tokens = _tokens(fold, u, dt, B, C, keep)
     borders, h = _borders(tokens, A, h)
@@ -59,7 +60,7 @@ def _backward(residuals, gradients):
     *inputs, borders = residuals
     u, dt, A, B, C, keep = inputs if len(inputs) == 6 else (*inputs, None)
     dy, dh = gradients
-    length = u.shape[1] or ops.shape(u)[1]
+    length = size_of(u, 1)
     fold, unfold = _folding(length)
     tokens = _tokens(fold, u, dt, B, C, keep)
     dy = fold(dy)

@@ -14,6 +14,7 @@ from keras import ops
 
 from dl_mamba.ops.loops import with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.sequence import size_of
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CHUNK_OF_UNKNOWN_LENGTH = 64
@@ -75,7 +76,7 @@ def _folding(u, chunk_size):
     """Chunk length, number of chunks, and the map (b, l, ...) -> (b, c, q, ...) with zeros behind the last token."""
     length = u.shape[1]
     size = min(chunk_size, length) if isinstance(length, int) else min(chunk_size, CHUNK_OF_UNKNOWN_LENGTH)
-    length = length or ops.shape(u)[1]
+    length = size_of(u, 1)
     chunks = (length + size - 1) // size
     padding = chunks * size - length
 
@@ -143,10 +144,10 @@ def _cumulative(log_decay):
 
 def _prefix(log_decay, added):
     """h[i] = exp(log_decay[i]) h[i-1] + added[i] over axis 1: (b, t, h), (b, t, h, s) -> (b, t, h, s)."""
-    count = added.shape[1] or ops.shape(added)[1]
+    count = size_of(added, 1)
     if isinstance(count, int) and count > ONE_LEVEL:
         return _prefix_of_groups(log_decay, added, count, math.isqrt(count - 1) + 1)
-    if ops.is_tensor(count):
+    if added.shape[1] is None:
         return _prefix_of_groups(log_decay, added, count, _ceil_sqrt(count))
     return ops.einsum("bhij,bjhs->bihs", _between(ops.moveaxis(log_decay, 1, 2)), added)
 

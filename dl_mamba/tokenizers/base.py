@@ -1,45 +1,28 @@
-"""Text into ids and back. Bytes need no vocabulary file: any text of any language has ids below 256."""
+"""What every tokenizer shares: rows of ids cut to a length, padded batches with their mask, and the way back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
-import keras
 import numpy as np
 
 SIDES = ("left", "right")
 
 
-@keras.saving.register_keras_serializable(package="dl_mamba")
-class ByteTokenizer:
-    """One id a byte of the UTF-8 text, `vocab_size` 256.
-
-    No id is set aside for padding: `attention_mask` alone says which positions are real, so that every byte, 0
-    included, is text.
+class Tokenizer:
+    """Base of the tokenizers: text into ids and back. A subclass says what the ids of one text are, and their bytes.
 
     Args:
-        max_length: longest row in bytes, or None for no limit.
-        truncation: the side on which bytes are cut from a longer text. `"right"` keeps its beginning, `"left"` its end.
+        max_length: longest row in tokens, or None for no limit.
+        truncation: the side on which a longer text is cut: `"right"` keeps its beginning, `"left"` its end.
         padding: the side that is filled up.
 
     Raises:
         ValueError: a length below 1, or a side that is not `"left"` or `"right"`.
-
-    Example:
-
-    >>> from dl_mamba.tokenizers import ByteTokenizer
-    >>> tokenizer = ByteTokenizer()
-    >>> batch = tokenizer.encode(["ab", "é!c"])
-    >>> batch["input_ids"].tolist()
-    [[97, 98, 0, 0], [195, 169, 33, 99]]
-    >>> batch["attention_mask"].tolist()
-    [[1, 1, 0, 0], [1, 1, 1, 1]]
-    >>> tokenizer.decode(**batch)
-    ['ab', 'é!c']
     """
 
-    vocab_size = 256
+    vocab_size: int
 
     def __init__(self, max_length: int | None = None, truncation: str = "right", padding: str = "right") -> None:
         if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
@@ -58,7 +41,7 @@ class ByteTokenizer:
             texts: strings; a lone string is refused, since it would be read as one text a letter.
 
         Returns:
-            One (bytes,) int32 array a text.
+            One (tokens,) int32 array a text.
 
         Raises:
             TypeError: `texts` is one string, or holds something else than strings.
@@ -69,9 +52,26 @@ class ByteTokenizer:
         >>> [row.tolist() for row in ByteTokenizer(max_length=2, truncation="left").rows(["abc", ""])]
         [[98, 99], []]
         """
-        if isinstance(texts, str):
-            raise TypeError(f"texts={texts!r} is one string; a list of strings is needed, e.g. [{texts!r}].")
-        return [self._ids(text, place) for place, text in enumerate(texts)]
+        return [self.cut(self.ids(text)) for text in checked_texts(texts)]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of one text, whatever its length."""
+        raise NotImplementedError
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that an id stands for."""
+        raise NotImplementedError
+
+    def text_of(self, joined: bytes) -> str:
+        """The text of the bytes of a row."""
+        return joined.decode("utf-8", errors="replace")
+
+    def cut(self, ids: list[int]) -> np.ndarray:
+        """The ids as an int32 array, no longer than `max_length`."""
+        row = np.array(ids, "int32")
+        if self.max_length is None or len(row) <= self.max_length:
+            return row
+        return row[: self.max_length] if self.truncation == "right" else row[-self.max_length :]
 
     def encode(self, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Ids and mask of a batch of texts, padded to the longest of them (at least one column).
@@ -80,7 +80,7 @@ class ByteTokenizer:
             texts: strings.
 
         Returns:
-            `"input_ids"` and `"attention_mask"`, both (batch, length) int32; the mask is 1 at real bytes.
+            `"input_ids"` and `"attention_mask"`, both (batch, length) int32; the mask is 1 at real tokens.
 
         Raises:
             TypeError: `texts` is one string, or holds something else than strings.
@@ -103,14 +103,14 @@ class ByteTokenizer:
         """The texts of a batch of ids; bytes that are no UTF-8 become U+FFFD.
 
         Args:
-            input_ids: (batch, length) int, each from 0 to 255.
-            attention_mask: (batch, length), true at real bytes; None takes all of them.
+            input_ids: (batch, length) int, each from 0 to vocab_size - 1.
+            attention_mask: (batch, length), true at real tokens; None takes all of them.
 
         Returns:
             One string a row.
 
         Raises:
-            ValueError: an id lies outside 0 to 255.
+            ValueError: an id lies outside the vocabulary.
 
         Example:
 
@@ -121,21 +121,26 @@ class ByteTokenizer:
         ids = np.asarray(input_ids)
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise ValueError(f"input_ids go from {ids.min()} to {ids.max()}; bytes go from 0 to {self.vocab_size - 1}.")
+            raise ValueError(
+                f"input_ids go from {ids.min()} to {ids.max()}; tokens go from 0 to {self.vocab_size - 1}."
+            )
         rows = (row[real] for row, real in zip(ids, mask, strict=True))
-        return [bytes(row.tolist()).decode("utf-8", errors="replace") for row in rows]
+        return [self.text_of(b"".join(map(self.token_bytes, row.tolist()))) for row in rows]
 
     def get_config(self) -> dict[str, Any]:
         return {"max_length": self.max_length, "truncation": self.truncation, "padding": self.padding}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ByteTokenizer:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)
 
-    def _ids(self, text: str, place: int) -> np.ndarray:
+
+def checked_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, or an error that names the one that is no string."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts={texts!r} is one string; a list of strings is needed, e.g. [{texts!r}].")
+    texts = list(texts)
+    for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {place} is {text!r} of type {type(text).__name__}; a string is needed.")
-        ids = np.frombuffer(text.encode("utf-8", errors="replace"), "uint8").astype("int32")
-        if self.max_length is None or len(ids) <= self.max_length:
-            return ids
-        return ids[: self.max_length] if self.truncation == "right" else ids[-self.max_length :]
+    return texts
