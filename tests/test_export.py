@@ -35,12 +35,13 @@ def test_a_saved_model_serves_every_length(family, tmp_path):
         assert_close(came.numpy(), run(model, inputs), ACROSS_RUNTIMES)
 
 
+# torch's tracer warns of every size that becomes a number; a size that should have stayed open shows as a wrong result
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python", "ignore:torch.as_tensor results are registered")
 @pytest.mark.skipif(BACKEND != "torch", reason="the ONNX export is guarded on torch")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_onnx_file_runs_at_every_length(family, tmp_path):
+def test_an_onnx_file_runs_at_every_length(tmp_path):
     pytest.importorskip("onnxscript", reason="the export needs the extra 'export'")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the test runs the file with onnxruntime")
-    model = classifier(family)
+    model = classifier("mamba2")
     wanted = [run(model, inputs) for inputs in batches()]  # Keras exports on torch only what has been called
     path = str(tmp_path / "model.onnx")
     model.export(path, format="onnx", verbose=False)
@@ -49,3 +50,13 @@ def test_an_onnx_file_runs_at_every_length(family, tmp_path):
         given = {node.name: inputs[name] for node, name in zip(session.get_inputs(), sorted(inputs), strict=True)}
         (came,) = session.run(None, given)
         assert_close(came, logits, ACROSS_RUNTIMES)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python", "ignore:torch.as_tensor results are registered")
+@pytest.mark.skipif(BACKEND != "torch", reason="the ONNX export is guarded on torch")
+def test_an_onnx_export_of_mamba_1_is_refused_with_the_way_out(tmp_path):
+    model = classifier("mamba")
+    run(model, next(batches()))
+    with pytest.raises(ValueError, match="Export Mamba-1 as a SavedModel from TensorFlow"):
+        model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from keras import ops
 from dl_mamba.config import MambaMixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
-from dl_mamba.layers.mixer import Mixer, MixerState
+from dl_mamba.layers.mixer import Mixer, MixerState, split_channels
 from dl_mamba.ops import selective_scan
 
 
@@ -90,9 +90,9 @@ class MambaLayer(Mixer):
 
     def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
         c = self.config
-        x, z = ops.split(self.in_proj(x), 2, axis=-1)
+        x, z = split_channels(self.in_proj(x), c.d_inner, c.d_inner)
         x, conv = self.conv1d(x, mask=mask, state=state.conv, segment_ids=segment_ids)
-        dt, B, C = ops.split(self.x_proj(x), [c.dt_width, c.dt_width + c.d_state], axis=-1)
+        dt, B, C = split_channels(self.x_proj(x), c.dt_width, c.d_state, c.d_state)
         y, ssm = selective_scan(
             x,
             self.dt_proj(dt),

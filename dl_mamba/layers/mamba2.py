@@ -10,7 +10,7 @@ from keras import ops
 from dl_mamba.config import Mamba2MixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
-from dl_mamba.layers.mixer import Mixer, MixerState
+from dl_mamba.layers.mixer import Mixer, MixerState, split_channels
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.ops import ssd
 
@@ -95,9 +95,8 @@ class Mamba2Layer(Mixer):
 
     def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
         c = self.config
-        parts = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width)
-        ends = [sum(parts[: i + 1]) for i in range(4)]
-        mlp_gate, mlp, z, xBC, dt = ops.split(self.in_proj(x), ends, axis=-1)
+        parts = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
+        mlp_gate, mlp, z, xBC, dt = split_channels(self.in_proj(x), *parts)
         xBC, conv = self.conv1d(xBC, mask=mask, state=state.conv, segment_ids=segment_ids)
         y, ssm = self._state_space(xBC, dt, z, mask, state.ssm, segment_ids)
         if self.norm is not None:
@@ -109,7 +108,7 @@ class Mamba2Layer(Mixer):
     def _state_space(self, xBC: Any, dt: Any, z: Any, mask: Any, state: Any, segment_ids: Any) -> tuple[Any, Any]:
         c = self.config
         batch, length, _ = ops.shape(xBC)
-        x, B, C = ops.split(xBC, [c.ssm_width, c.ssm_width + c.ngroups * c.d_state], axis=-1)
+        x, B, C = split_channels(xBC, c.ssm_width, c.ngroups * c.d_state, c.ngroups * c.d_state)
         heads, groups = (batch, length, c.nheads, c.headdim), (batch, length, c.ngroups, c.d_state)
         y, state = ssd(
             ops.reshape(x, heads),

@@ -110,6 +110,12 @@ class Mixer(NamedVariables, keras.layers.Layer):
         return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
 
 
+def split_channels(x: Any, *sizes: int) -> list[Any]:
+    """Slices of the last axis of these sizes; unlike `ops.split` it exports with unknown lengths."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
 def check_state(name: str, state: Any, shapes: MixerState) -> None:
     """Compare a state with the shapes of its mixer, part by part."""
     if not isinstance(state, (tuple, list)) or len(state) != 2:

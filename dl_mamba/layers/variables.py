@@ -66,9 +66,7 @@ def exclude_from_weight_decay(optimizer: keras.optimizers.Optimizer, model: kera
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a LossScaleOptimizer leaves the decay to another
     if optimizer.built:
-        raise ValueError(
-            f"optimizer {optimizer.name!r} is built; exclude weights before `fit`."
-        )
+        raise ValueError(f"optimizer {optimizer.name!r} is built; exclude weights before `fit`.")
     variables = no_weight_decay_variables(model)
     if not variables:
         raise ValueError(

@@ -36,29 +36,26 @@ def _number_documents(starts, history):
 
 
 def _convolve(tokens, weight, documents):
-    width = weight.shape[0]
-    batch, total, channels = ops.shape(tokens)
-    length = total - (width - 1)
-    y = 0.0
-    for k in range(width):
-        tap = ops.cast(ops.slice(tokens, (0, k, 0), (batch, length, channels)), weight.dtype)
-        if documents is not None and k < width - 1:
-            there = ops.slice(documents, (0, k), (batch, length))
-            here = ops.slice(documents, (0, width - 1), (batch, length))
-            tap = ops.where(ops.equal(there, here)[..., None], tap, 0.0)
+    history = weight.shape[0] - 1
+    y = ops.cast(tokens[:, history:], weight.dtype) * weight[history]
+    for k in range(history):
+        behind = slice(k, k - history)  # counted from the end, so that it needs no length
+        tap = ops.cast(tokens[:, behind], weight.dtype)
+        if documents is not None:
+            tap = ops.where(ops.equal(documents[:, behind], documents[:, history:])[..., None], tap, 0.0)
         y = y + tap * weight[k]
     return y
 
 
 def _final_window(tokens, documents, mask, history):
     """The last `history` real tokens of the last document of each row, zeros before them."""
-    batch, total, channels = ops.shape(tokens)
+    if history == 0:
+        return tokens[:, :0]
     if mask is None:
-        window = ops.slice(tokens, (0, total - history, 0), (batch, history, channels))
+        window = tokens[:, -history:]
         if documents is None:
             return window
-        numbers = ops.slice(documents, (0, total - history), (batch, history))
-        last = ops.slice(documents, (0, total - 1), (batch, 1))
+        numbers, last = documents[:, -history:], documents[:, -1:]
     else:
         count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
         index = count + ops.arange(history, dtype="int32")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+import keras
 from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
@@ -23,6 +24,7 @@ from dl_mamba.ops.sequence import size_of
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
     x, dt, A, B, C, D, z, dt_bias, h = upcast("float32", x, dt, A, B, C, D, z, dt_bias, initial_state)
+    _refuse_tracing_of_torch(x)
     dt = step_sizes(dt, dt_bias, dt_softplus, mask)
     keep = None if starts is None else ops.cast(ops.logical_not(starts), "float32")
     batch, length, d_inner = ops.shape(x)
@@ -39,6 +41,15 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     )
     y = skip_and_gate(ops.reshape(y, (batch, length, d_inner)), x, D, z)
     return y, ops.reshape(h, (batch, d_inner, d_state))
+
+
+def _refuse_tracing_of_torch(x):
+    """A tracer of torch would write out the loop for the one length that it sees."""
+    if keras.backend.backend() == "torch" and ops.is_tensor(x.shape[1]):
+        raise ValueError(
+            "selective_scan cannot be exported to ONNX from torch: its loop over tokens has the length of the example. "
+            "Export Mamba-1 as a SavedModel from TensorFlow (the same .keras file loads there), or use Mamba-2."
+        )
 
 
 def _forward(u, dt, A, B, C, keep, h):
