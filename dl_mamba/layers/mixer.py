@@ -21,6 +21,13 @@ class MixerState(NamedTuple):
     Attributes:
         conv: (batch, d_conv - 1, channels), the last inputs of the convolution, in the compute dtype.
         ssm: (batch, d_inner, d_state) for Mamba-1, (batch, nheads, headdim, d_state) for Mamba-2, float32.
+
+    Example:
+
+    >>> import dl_mamba
+    >>> state = dl_mamba.MambaLayer(d_model=8).initial_state(batch_size=2)
+    >>> tuple(state.conv.shape), tuple(state.ssm.shape)
+    ((2, 3, 16), (2, 16, 16))
     """
 
     conv: Any

@@ -101,8 +101,8 @@ DIGITS = Recipe(  # a convolution of 9 taps reaches the pixel above, 8 steps bac
     options={"chunk_size": 16, "d_conv": 9},
     dropout_rate=0.1,
     learning_rate=4e-3,
-    epochs=24,
-    patience=24,
+    epochs=16,
+    patience=16,
     batch_size=32,
     max_length=None,
 )
