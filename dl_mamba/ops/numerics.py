@@ -23,7 +23,7 @@ def upcast(dtype: str, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def at_least(x: Tensor, low: float) -> Tensor:
     """max(x, low) in the dtype of x; `ops.maximum` turns float64 into float32 on torch."""
-    low = ops.cast(low, x.dtype)
+    low = ops.convert_to_tensor(low, dtype=x.dtype)
     return ops.where(x < low, low, x)
 
 
