@@ -164,17 +164,14 @@ def test_without_any_backend_the_extras_are_named(monkeypatch):
 def test_a_killed_training_leaves_no_file(tmp_path):
     command = [sys.executable, "-m", "dl_mamba.cli", "train", "--data", str(_file(tmp_path)), "--epochs", "100000"]
     environment = {**os.environ, "KERAS_BACKEND": keras.backend.backend()}
-    process = subprocess.Popen(
-        [*command, "--patience", "100000", "--out", str(tmp_path / "model.keras")],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("epoch 1/"):
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    options = {"env": environment, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--patience", "100000", "--out", str(tmp_path / "model.keras")], **options) as run:
+        try:
+            next(line for line in run.stderr if line.startswith("epoch 1/"))
+            time.sleep(0.2)
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert run.returncode == 128 + signal.SIGTERM
     assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]

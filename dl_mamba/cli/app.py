@@ -149,7 +149,7 @@ def info() -> None:
 def _session(say: bool = True) -> Iterator[None]:
     """Says which backend runs; a user's mistake becomes one line and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what a run has begun to write is taken away
+    signal.signal(signal.SIGTERM, _terminate)
     if say:
         print(f"backend: {BACKEND} ({REASON})", file=sys.stderr)
     from dl_mamba.pipelines.errors import InputError
@@ -158,6 +158,15 @@ def _session(say: bool = True) -> Iterator[None]:
         yield
     except InputError as error:
         _fail(error)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """End at once, and leave nothing half-written: an exception would be lost where Python code runs in a callback."""
+    from dl_mamba.pipelines.files import discard_unfinished
+
+    discard_unfinished()
+    Console(stderr=True).show_cursor()
+    os._exit(128 + number)
 
 
 def _fail(error: Exception) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from dl_mamba.pipelines.errors import InputError
 
+_unfinished: set[Path] = set()
+
 
 def check_destination(path: str | Path, suffixes: tuple[str, ...] = (".keras",)) -> Path:
     """The path of a file to be written, checked before any work is done for it.
@@ -67,9 +69,23 @@ def published(folder: str | Path) -> Iterator[Path]:
     ['a.txt']
     """
     staging = Path(tempfile.mkdtemp(prefix=".dl-mamba-", dir=folder))
+    _unfinished.add(staging)
     try:
         yield staging
         for file in sorted(staging.iterdir()):
             os.replace(file, Path(folder) / file.name)
     finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        _unfinished.discard(staging)
+
+
+def discard_unfinished() -> None:
+    """Take away what open `published` blocks have written, before the process is ended at once.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.files import discard_unfinished
+    >>> discard_unfinished()
+    """
+    for staging in tuple(_unfinished):
         shutil.rmtree(staging, ignore_errors=True)
