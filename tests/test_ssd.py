@@ -10,6 +10,7 @@ from keras import ops
 from test_recurrence_laws import draw, float32, oracle_and_its_gradients, run
 
 from dl_mamba.ops import implementation_scope, ssd
+from dl_mamba.ops.ssd import chunked
 
 SSD = recurrences.SSD
 
@@ -21,9 +22,14 @@ def test_any_chunk_size_gives_the_same_result(chunk_size):
     assert_laws_hold(came, oracle_and_its_gradients(SSD, arrays))
 
 
-def test_many_chunks_are_joined_in_two_levels():
-    arrays = draw(SSD, length=70, batch=1)  # 70 chunks of one token: more than one triangular product takes
-    assert_laws_hold(run(SSD, float32(arrays), chunk_size=1), oracle_and_its_gradients(SSD, arrays))
+# lengths that no other test has: JAX would reuse the program that it compiled for the other group size
+@pytest.mark.parametrize(("length", "decays"), [(22, 1), (23, 2 * 4 * 16 * 2)])
+def test_any_group_of_chunks_gives_the_same_result(length, decays, monkeypatch):
+    monkeypatch.setattr(chunked, "CPU_DECAYS", decays)  # one chunk of four tokens in a step of the loop, or two
+    monkeypatch.setattr(chunked, "ACCELERATOR_CHUNKS", decays)
+    arrays, ids = draw(SSD, length), np.repeat([[0] * 9 + [1] * (length - 9)], 2, axis=0).astype("int32")
+    came = run(SSD, float32(arrays), chunk_size=4, segment_ids=ids)
+    assert_laws_hold(came, oracle_and_its_gradients(SSD, arrays, segment_ids=ids))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])

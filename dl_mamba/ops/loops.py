@@ -1,13 +1,14 @@
 """A loop over the leading axis, and a function with a hand-written gradient, on each backend.
 
 `keras.ops.scan` cannot take two inputs of unknown length on TensorFlow, and no loop of Keras can be differentiated on
-all backends under XLA. The ops that need a loop therefore write their own gradient, so that `scan` below only ever runs
-forward, and `with_gradient` ties the two halves together.
+all backends under XLA. `scan` can, everywhere: its gradient keeps the carry before each step and runs the steps again,
+last one first, so that memory grows with the carry and not with what a step computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import keras
@@ -17,43 +18,124 @@ Tensors = tuple[Any, ...]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
-def scan(step: Step, carry: Tensors, xs: Tensors, reverse: bool = False) -> tuple[Tensors, Tensors]:
-    """Run `carry, y = step(carry, x)` over the leading axis of `xs`, last slice first if `reverse`.
+def scan(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    """Run `carry, y = step(carry, x)` over the leading axis of `xs`.
 
     Args:
-        step: takes and returns tuples of tensors; shapes and dtypes of the carry must not change.
-        carry: tuple of tensors.
-        xs: tuple of tensors with equal leading axis, of known or unknown size >= 1.
-        reverse: walk the leading axis backwards; `ys[i]` still belongs to `xs[i]`.
+        step: takes and returns tuples of tensors; shapes and dtypes of the carry must not change. It may read no other
+            tensor that a gradient is wanted of, and on TensorFlow hold no loop of its own.
+        carry: tuple of floating-point tensors.
+        xs: tuple of floating-point tensors with equal leading axis, of known or unknown size >= 1.
 
     Returns:
-        The last carry, and the tuple of stacked `y`. No gradient is defined on TensorFlow under XLA.
+        The last carry, and the tuple of stacked `y`.
     """
-    return _SCAN[keras.backend.backend()](step, carry, xs, reverse)
+    return _SCAN[keras.backend.backend()](step, carry, xs)
 
 
-def _scan_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+def loop(step: Step, carry: Tensors, xs: Tensors, reverse: bool = False) -> tuple[Tensors, Tensors]:
+    """The same, last slice first if `reverse`, differentiated as the backend does by itself.
+
+    That keeps what every step computes, can be repeated for higher derivatives, and fails on TensorFlow under XLA.
+    """
+    return _LOOP[keras.backend.backend()](step, carry, xs, reverse)
+
+
+def _scan_jax(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
     import jax
 
-    return jax.lax.scan(step, carry, xs, reverse=reverse)
+    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, xs)
 
 
-def _scan_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
-    slices = list(zip(*(ops.unstack(x) for x in xs), strict=True))
-    ys = []
-    for x in reversed(slices) if reverse else slices:
-        carry, y = step(carry, x)
-        ys.append(y)
-    if reverse:
-        ys.reverse()
-    return carry, tuple(ops.stack(column) for column in zip(*ys, strict=True))
+def _scan_torch(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    import torch
+
+    split = _splitter(carry, xs)
+
+    def forward(*tensors):
+        carry, xs = split(tensors)
+        before, ys = [], []
+        for x in _rows(xs):
+            before.append(carry)
+            carry, y = step(carry, x)
+            ys.append(y)
+        ys = tuple(torch.stack(column) for column in zip(*ys, strict=True))
+        return (*carry, *ys), (*(torch.stack(column) for column in zip(*before, strict=True)), *xs)
+
+    def backward(residuals, gradients):
+        before, items = split(residuals)
+        dcarry, dys = gradients[: len(carry)], gradients[len(carry) :]
+        dxs = []
+        for given, dy in reversed(list(zip(_rows((*before, *items)), _rows(dys), strict=True))):
+            dcarry, dx = split(_step_gradient_torch(step, split, given, (*dcarry, *dy)))
+            dxs.append(dx)
+        return (*dcarry, *(torch.stack(column[::-1]) for column in zip(*dxs, strict=True)))
+
+    outputs = with_gradient(forward, backward)(*carry, *xs)
+    return outputs[: len(carry)], outputs[len(carry) :]
 
 
-def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+def _rows(columns: Tensors) -> list[Tensors]:
+    """The slices of stacked torch tensors along their leading axis."""
+    return list(zip(*(column.unbind() for column in columns), strict=True))
+
+
+def _step_gradient_torch(step: Step, split: Callable, given: Tensors, gradients: Tensors) -> Tensors:
+    import torch
+
+    with torch.enable_grad():
+        given = tuple(t.detach().requires_grad_() for t in given)
+        carry, y = step(*split(given))
+    return torch.autograd.grad((*carry, *y), given, gradients, allow_unused=True, materialize_grads=True)
+
+
+def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    import tensorflow as tf
+
+    split = _splitter(carry, xs)
+
+    def forward(*tensors):
+        carry, xs = split(tensors)
+
+        def keep(carry, x):
+            after, y = step(carry, x)
+            return after, (*y, *carry)
+
+        carry, ys = _loop_tensorflow(keep, carry, xs)
+        ys, before = ys[: -len(carry)], ys[-len(carry) :]
+        return (*carry, *ys), (*before, *xs)
+
+    def backward(residuals, gradients):
+        n = len(carry)
+        before, items = split(residuals)
+
+        def step_backward(dcarry, item):
+            given, dy = item[: n + len(items)], item[n + len(items) :]
+            with tf.GradientTape() as tape:
+                tape.watch(given)
+                after, y = step(*split(given))
+            came = tape.gradient((*after, *y), given, (*dcarry, *dy), unconnected_gradients="zero")
+            return tuple(split(came))
+
+        given = (*before, *items, *gradients[n:])
+        dcarry, dxs = _loop_tensorflow(step_backward, tuple(gradients[:n]), given, reverse=True)
+        return (*dcarry, *dxs)
+
+    outputs = with_gradient(forward, backward)(*carry, *xs)
+    return tuple(outputs[: len(carry)]), tuple(outputs[len(carry) :])
+
+
+def _splitter(*groups: Tensors) -> Callable[[Sequence], list[tuple]]:
+    """A function that cuts a sequence into groups of the same lengths."""
+    borders = list(pairwise(accumulate(map(len, groups), initial=0)))
+    return lambda tensors: [tuple(tensors[start:stop]) for start, stop in borders]
+
+
+def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = False) -> tuple[Tensors, Tensors]:
     import tensorflow as tf
 
     if tf.executing_eagerly():
-        return _scan_eagerly(step, carry, xs, reverse)
+        return _loop_eagerly(step, carry, xs, reverse)
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
     specs = tf.nest.map_structure(lambda y: (y.dtype, y.shape), _trace_step(step, carry, xs))
     arrays = tuple(tf.TensorArray(dtype, size=size, element_shape=shape) for dtype, shape in specs)
@@ -67,6 +149,17 @@ def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> 
     return carry, tuple(array.stack() for array in arrays)
 
 
+def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+    slices = list(zip(*(ops.unstack(x) for x in xs), strict=True))
+    ys = []
+    for x in reversed(slices) if reverse else slices:
+        carry, y = step(carry, x)
+        ys.append(y)
+    if reverse:
+        ys.reverse()
+    return carry, tuple(ops.stack(column) for column in zip(*ys, strict=True))
+
+
 def _trace_step(step: Step, carry: Tensors, xs: Tensors) -> Tensors:
     """Dtypes and static shapes of one `y`, without running the step."""
     import tensorflow as tf
@@ -77,8 +170,14 @@ def _trace_step(step: Step, carry: Tensors, xs: Tensors) -> Tensors:
     return tf.function(step).get_concrete_function(carry_spec, x_spec).structured_outputs[1]
 
 
-_SCAN = {"jax": _scan_jax, "torch": _scan_eagerly, "tensorflow": _scan_tensorflow}
+def _loop_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+    import jax
 
+    return jax.lax.scan(step, carry, xs, reverse=reverse)
+
+
+_LOOP = {"jax": _loop_jax, "torch": _loop_eagerly, "tensorflow": _loop_tensorflow}
+_SCAN = {"jax": _scan_jax, "torch": _scan_torch, "tensorflow": _scan_tensorflow}
 Forward = Callable[..., tuple[Tensors, Tensors]]
 Backward = Callable[[Tensors, Tensors], Tensors]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 Tensor = Any
@@ -63,3 +64,17 @@ def _changes(ids: Tensor) -> Tensor:
     before = ops.concatenate([first, ids], axis=1)
     after = ops.concatenate([ids, first], axis=1)
     return ops.not_equal(before, after)[:, :-1]
+
+
+def on_accelerator(tensor: Tensor) -> bool:
+    """Whether a tensor lies, or a program will run, on a GPU or TPU."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return tensor.device.type != "cpu"
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))

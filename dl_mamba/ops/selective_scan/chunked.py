@@ -1,13 +1,14 @@
-"""Selective scan in two levels, with a gradient that recomputes the states.
+"""Selective scan, a block of tokens at a time, with a gradient that recomputes the states.
 
-The sequence is cut into chunks of `steps` ~ sqrt(length) tokens. All chunks walk their tokens in lock-step, first from
-an empty state to learn what each chunk adds; a short walk over the chunks then gives the state at every border, and
-a second lock-step walk from there gives the outputs. That is 2 steps + length / steps sequential steps.
+The decays of a block and what its tokens write are computed at once; a walk over its tokens then needs one product and
+one sum each, and the outputs are read from all states of the block at once. The gradient walks backwards in the same
+way from the states before each block, the only ones that are kept.
 
-The gradient walks backwards in the same way. It needs the state before every token, and keeps it for one block of
-sqrt(steps) tokens of each chunk at a time.
+Where the processor has room for more than one state, the sequence is cut into chunks that walk in lock-step: first from
+an empty state to learn what each chunk adds, then, after a short walk over the chunks, from the state at its border.
+That is O(sqrt length) sequential steps, for twice the work.
 
-Axes: q step in a chunk, b batch, c chunk, g group, e channel in a group, n state.
+Axes: k token in a block, b batch, c chunk, g group, n state, e channel in a group.
 """
 
 from __future__ import annotations
@@ -17,30 +18,34 @@ import math
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import scan, with_gradient
+from dl_mamba.ops.loops import loop, with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
-from dl_mamba.ops.sequence import size_of
+from dl_mamba.ops.sequence import on_accelerator, size_of
+
+BLOCK = 32  # tokens
+CPU_STATES = 2**15  # numbers in the states of the chunks that walk together
+ACCELERATOR_STATES = 2**22
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
     x, dt, A, B, C, D, z, dt_bias, h = upcast("float32", x, dt, A, B, C, D, z, dt_bias, initial_state)
     _refuse_tracing_of_torch(x)
     dt = step_sizes(dt, dt_bias, dt_softplus, mask)
-    keep = None if starts is None else ops.cast(ops.logical_not(starts), "float32")
+    starts = None if starts is None else ops.cast(starts, "float32")
     batch, length, d_inner = ops.shape(x)
     ngroups, d_state = B.shape[2:]
     channels = (ngroups, d_inner // ngroups)
     y, h = _recurrence(
         ops.reshape(dt * x, (batch, length, *channels)),
         ops.reshape(dt, (batch, length, *channels)),
-        ops.reshape(A, (*channels, d_state)),
+        ops.swapaxes(ops.reshape(A, (*channels, d_state)), 1, 2),
         B,
         C,
-        keep,
-        ops.reshape(h, (batch, *channels, d_state)),
+        starts,
+        ops.swapaxes(ops.reshape(h, (batch, *channels, d_state)), 2, 3),
     )
     y = skip_and_gate(ops.reshape(y, (batch, length, d_inner)), x, D, z)
-    return y, ops.reshape(h, (batch, d_inner, d_state))
+    return y, ops.reshape(ops.swapaxes(h, 2, 3), (batch, d_inner, d_state))
 
 
 def _refuse_tracing_of_torch(x):
@@ -52,155 +57,202 @@ def _refuse_tracing_of_torch(x):
         )
 
 
-def _forward(u, dt, A, B, C, keep, h):
-    """h[t] = keep[t] exp(dt[t] A) h[t-1] + u[t] B[t];  y[t] = C[t] h[t]."""
-    length = size_of(u, 1)
-    fold, unfold = _folding(length)
-    tokens = _tokens(fold, u, dt, B, C, keep)
-    borders, h = _borders(tokens, A, h)
+def _forward(u, dt, A, B, C, starts, h):
+    """h[t] = (1 - start[t]) exp(dt[t] A) h[t-1] + u[t] B[t];  y[t] = C[t] h[t]."""
+    fold, unfold, chunks = _folding(u, A.shape[1])
+    blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
+    borders, h = (h[:, None], None) if chunks == 1 else _borders(blocks, A, h)
 
-    def step(carry, token):
-        state = _advance(carry[0], token, A)
-        return (state,), (ops.sum(state * token[3][..., None, :], axis=-1),)
+    def step(carry, block):
+        h, y = _outputs(carry[0], block, A)
+        return (h,), (y, carry[0])
 
-    _, (y,) = scan(step, (borders,), tokens)
-    return (unfold(y), h), (u, dt, A, B, C, keep, borders) if keep is not None else (u, dt, A, B, C, borders)
+    (last,), (y, kept) = _over_blocks(step, (borders,), blocks)
+    h = last[:, 0] if h is None else h
+    return (unfold(y), h), tuple(v for v in (u, dt, A, B, C, kept, starts) if v is not None)
 
 
 def _backward(residuals, gradients):
-    *inputs, borders = residuals
-    u, dt, A, B, C, keep = inputs if len(inputs) == 6 else (*inputs, None)
+    u, dt, A, B, C, kept, *starts = residuals
+    starts = starts[0] if starts else None
     dy, dh = gradients
-    length = size_of(u, 1)
-    fold, unfold = _folding(length)
-    tokens = _tokens(fold, u, dt, B, C, keep)
-    dy = fold(dy)
-    adjoints, dh = _adjoint_borders(tokens, dy, A, dh)
-    du, ddt, dA, dB, dC = _token_gradients(tokens, dy, A, borders, adjoints, _block(length))
-    dkeep = None if keep is None else ops.zeros_like(keep)
-    return unfold(du), unfold(ddt), dA, unfold(dB), unfold(dC), dkeep, dh
+    fold, unfold, chunks = _folding(u, A.shape[1])
+    blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
+    ends, dh = (dh[:, None], None) if chunks == 1 else _adjoint_borders(blocks, fold(dy), A, dh)
+
+    def step(carry, item):
+        *block, dy, before = item
+        dh, dA = carry
+        dh, more, gradients = _block_gradient(block, dy, before, dh, A)
+        return (dh, dA + more), gradients
+
+    dA = ops.zeros_like(kept[0])
+    (first, dA), gradients = _over_blocks(step, (ends, dA), blocks, (fold(dy), kept), reverse=True)
+    dA = ops.sum(dA, axis=(0, 1))
+    du, ddt, dB, dC = map(unfold, gradients)
+    return du, ddt, dA, dB, dC, None if starts is None else ops.zeros_like(starts), first[:, 0] if dh is None else dh
 
 
 _recurrence = with_gradient(_forward, _backward)
 
 
-def _block(length):
-    """The smallest r with r^4 >= length: chunks have r^2 steps, the gradient recomputes r states at a time."""
-    if isinstance(length, int):
-        return max(1, math.ceil(round(length**0.25, 9)))
-    return 1 + sum(ops.cast(length > r**4, "int32") for r in range(1, 64))
+def _folding(u, d_state):
+    """(b, l, ...) -> (blocks, k, b, c, ...) with zeros behind the last token, the way back, and how many chunks."""
+    length = size_of(u, 1)
+    size, chunks = _sizes(u, d_state)
+    blocks = (length + chunks * size - 1) // (chunks * size)
+    padding = chunks * blocks * size - length
 
-
-def _folding(length):
-    """(b, l, ...) -> (q, b, c, ...) with zeros behind the last token, and the way back."""
-    steps = _block(length) ** 2
-    chunks = (length + steps - 1) // steps
-    padding = chunks * steps - length
-
-    def fold(tensor, value=0.0):
-        tail = [[0, 0]] * (len(tensor.shape) - 2)
-        tensor = ops.pad(tensor, [[0, 0], [0, padding], *tail], constant_values=value)
+    def fold(tensor):
+        tail = len(tensor.shape) - 2
+        tensor = ops.pad(tensor, [[0, 0], [0, padding], *[[0, 0]] * tail])
         shape = ops.shape(tensor)
-        tensor = ops.reshape(tensor, (shape[0], chunks, steps, *shape[2:]))
-        return ops.moveaxis(tensor, 2, 0)
+        tensor = ops.reshape(tensor, (shape[0], chunks, blocks, size, *shape[2:]))
+        return ops.transpose(tensor, (2, 3, 0, 1, *range(4, 4 + tail)))
 
     def unfold(tensor):
-        tensor = ops.moveaxis(tensor, 0, 2)
+        tensor = ops.transpose(tensor, (2, 3, 0, 1, *range(4, len(tensor.shape))))
         shape = ops.shape(tensor)
-        tensor = ops.reshape(tensor, (shape[0], chunks * steps, *shape[3:]))
-        return ops.slice(tensor, [0] * len(tensor.shape), (shape[0], length, *shape[3:]))
+        tensor = ops.reshape(tensor, (shape[0], chunks * blocks * size, *shape[4:]))
+        return ops.slice(tensor, [0] * len(tensor.shape), (shape[0], length, *shape[4:]))
 
-    return fold, unfold
-
-
-def _tokens(fold, u, dt, B, C, keep):
-    tokens = tuple(fold(tensor) for tensor in (u, dt, B, C))
-    return tokens if keep is None else (*tokens, fold(keep, 1.0)[..., None, None, None])
+    return fold, unfold, chunks
 
 
-def _decay(token, A):
-    decay = ops.exp(token[1][..., None] * A)
-    return decay if len(token) == 4 else decay * token[4]
+def _sizes(u, d_state):
+    """Tokens of a block, and chunks that walk in lock-step."""
+    batch, length = u.shape[:2]
+    numbers = (batch if isinstance(batch, int) else 1) * math.prod(u.shape[2:]) * d_state
+    fitting = max(1, (ACCELERATOR_STATES if on_accelerator(u) else CPU_STATES) // numbers)
+    if not isinstance(length, int):
+        return BLOCK, min(fitting, 16)
+    chunks = min(fitting, max(1, math.isqrt(length)))  # beyond, the walk over the chunks is the longer one
+    tokens = -(-length // chunks)
+    return -(-tokens // -(-tokens // BLOCK)), chunks  # equal blocks need the least padding
 
 
-def _advance(state, token, A):
-    u, _, B = token[:3]
-    return _decay(token, A) * state + u[..., None] * B[..., None, :]
+def _over_blocks(step, carry, blocks, more=(), reverse=False):
+    """`loop` over tuples in which None may stand."""
+    present = [v is not None for v in blocks]
+
+    def dense(carry, item):
+        remaining = iter(item)
+        block = tuple(next(remaining) if here else None for here in present)
+        return step(carry, (*block, *remaining))
+
+    return loop(dense, carry, (*(v for v in blocks if v is not None), *more), reverse)
 
 
-def _total_decay(tokens, A):
-    """Decay over each whole chunk, chunks leading: (c, b, g, e, n)."""
-    decay = ops.exp(ops.sum(tokens[1], axis=0)[..., None] * A)
-    if len(tokens) == 5:
-        decay = decay * ops.prod(tokens[4], axis=0)
-    return ops.moveaxis(decay, 1, 0)
+def _decay(dt, starts, A):
+    """(k, b, c, g, n, e)."""
+    decay = ops.exp(dt[..., None, :] * A)
+    return decay if starts is None else decay * (1.0 - starts[..., None, None, None])
 
 
-def _borders(tokens, A, h):
-    """States at the start of each chunk (b, c, g, e, n), and after the last token (b, g, e, n)."""
+def _outputs(h, block, A):
+    """The state behind a block, and what its tokens read."""
+    if keras.backend.backend() == "torch":
+        states = _states(h, block, A)
+        return states[-1], _over_states(block[3], states)
 
     def step(carry, token):
-        return (_advance(carry[0], token, A),), ()
+        u, dt, B, C, starts = token
+        h = _decay(dt, starts, A) * carry[0] + u[..., None, :] * B[..., None]
+        return (h,), (_over_states(C, h),)
 
-    def chunk(carry, item):
-        decay, added = item
-        return (decay * carry[0] + added,), carry
-
-    u = tokens[0]
-    (added,), _ = scan(step, (ops.zeros((*ops.shape(u)[1:], A.shape[-1]), dtype=u.dtype),), tokens)
-    (h,), (borders,) = scan(chunk, (h,), (_total_decay(tokens, A), ops.moveaxis(added, 1, 0)))
-    return ops.moveaxis(borders, 0, 1), h
+    (h,), (y,) = _over_blocks(step, (h,), block)  # one token is one pass of XLA
+    return h, y
 
 
-def _adjoint_borders(tokens, dy, A, dh):
-    """Gradients of the states at the end of each chunk (b, c, g, e, n), and of the initial state."""
+def _states(h, block, A):
+    """The states behind each token of a block (k, b, c, g, n, e)."""
+    u, dt, B, _, starts = block
+    return _walk(h, _decay(dt, starts, A), u[..., None, :] * B[..., None])
+
+
+def _walk(h, decay, added, reverse=False):
+    """h = decay[t] h + added[t] for each t: all h, which on torch take the place of `added`."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        for t in reversed(range(len(added))) if reverse else range(len(added)):
+            h = torch.addcmul(added[t], decay[t], h, out=added[t])
+        return added
 
     def step(carry, item):
-        token, dy = item[:-1], item[-1]
-        return (_decay(token, A) * (carry[0] + dy[..., None] * token[3][..., None, :]),), ()
+        h = item[0] * carry[0] + item[1]
+        return (h,), (h,)
 
-    def chunk(carry, item):
+    return loop(step, (h,), (decay, added), reverse)[1][0]
+
+
+def _over_states(weights, states):
+    """Sum over n of (..., n) and (..., n, e)."""
+    if keras.backend.backend() == "torch":
+        return ops.matmul(weights[..., None, :], states)[..., 0, :]
+    # XLA makes one pass of these sums; for a sum over an axis it calls a library, which is slow for a small one
+    return sum(weights[..., n, None] * states[..., n, :] for n in range(states.shape[-2]))
+
+
+def _over_tokens(weights, states):
+    """Sum over k of (k, ..., e) and (k, ..., n, e)."""
+    if keras.backend.backend() == "torch":
+        return ops.sum(weights[..., None, :] * states, axis=0)
+    return sum(weights[k][..., None, :] * states[k] for k in range(states.shape[0]))
+
+
+def _block_gradient(block, dy, before, dh, A):
+    """Gradients of the state before a block, of A, and of u, dt, B, C, from that of the state behind it."""
+    u, dt, B, C, starts = block
+    decay = _decay(dt, starts, A)
+    states = _walk(before, decay, u[..., None, :] * B[..., None])
+    # dh[t] = C[t] dy[t] + decay[t+1] dh[t+1]
+    after = ops.concatenate([decay[1:], ops.ones_like(decay[:1])], axis=0)
+    dstates = _walk(dh, after, C[..., None] * dy[..., None, :], reverse=True)
+    dlog = dstates * decay * ops.concatenate([before[None], states[:-1]], axis=0)
+    du = _over_states(B, dstates)
+    ddt = _over_states(ops.ones_like(B), dlog * A)
+    dB = ops.matmul(dstates, u[..., None])[..., 0]
+    dC = ops.matmul(states, dy[..., None])[..., 0]
+    return decay[0] * dstates[0], _over_tokens(dt, dlog), (du, ddt, dB, dC)
+
+
+def _borders(blocks, A, h):
+    """States at the start of each chunk (b, c, g, n, e), and behind the last token (b, g, n, e)."""
+
+    def step(carry, block):
+        return (_states(carry[0], block, A)[-1],), ()
+
+    u = blocks[0]
+    empty = ops.zeros((*ops.shape(u)[2:5], *A.shape[1:]), dtype=u.dtype)
+    (added,), _ = _over_blocks(step, (empty,), blocks)
+    return _over_chunks(blocks, A, added, h)
+
+
+def _adjoint_borders(blocks, dy, A, dh):
+    """Gradients of the states at the end of each chunk (b, c, g, n, e), and of the initial state."""
+
+    def step(carry, item):
+        _, dt, _, C, starts, dy = item
+        decay = _decay(dt, starts, A)
+        after = ops.concatenate([decay[1:], ops.ones_like(decay[:1])], axis=0)
+        return (decay[0] * _walk(carry[0], after, C[..., None] * dy[..., None, :], reverse=True)[0],), ()
+
+    empty = ops.zeros((*ops.shape(dy)[2:5], *A.shape[1:]), dtype=dy.dtype)
+    (added,), _ = _over_blocks(step, (empty,), blocks, (dy,), reverse=True)
+    return _over_chunks(blocks, A, added, dh, reverse=True)
+
+
+def _over_chunks(blocks, A, added, h, reverse=False):
+    """h = decay[c] h + added[c] over the chunks: h before each, and the last one."""
+
+    def step(carry, item):
         decay, added = item
         return (decay * carry[0] + added,), carry
 
-    empty = ops.zeros((*ops.shape(dy)[1:], A.shape[-1]), dtype=dy.dtype)
-    (added,), _ = scan(step, (empty,), (*tokens, dy), reverse=True)
-    (dh,), (ends,) = scan(chunk, (dh,), (_total_decay(tokens, A), ops.moveaxis(added, 1, 0)), reverse=True)
-    return ops.moveaxis(ends, 0, 1), dh
-
-
-def _token_gradients(tokens, dy, A, borders, adjoints, block):
-    """Gradients of u, dt, A, B and C from the states and their gradients at the borders of the chunks."""
-
-    def by_block(tensor):
-        return ops.reshape(tensor, (block, block, *ops.shape(tensor)[1:]))
-
-    def advance(carry, token):
-        return (_advance(carry[0], token, A),), carry
-
-    def advance_block(carry, tokens):
-        return scan(advance, carry, tokens)[0], carry
-
-    def token_backward(carry, item):
-        dh, dA = carry
-        *token, dy, before = item
-        u, dt, B, C = token[:4]
-        decay = _decay(token, A)
-        decayed = decay * before
-        dh = dh + dy[..., None] * C[..., None, :]
-        dlog = dh * decayed
-        dC = ops.sum((decayed + u[..., None] * B[..., None, :]) * dy[..., None], axis=-2)
-        ys = ops.sum(dh * B[..., None, :], axis=-1), ops.sum(dlog * A, axis=-1), ops.sum(dh * u[..., None], axis=-2), dC
-        return (dh * decay, dA + ops.sum(dlog * dt[..., None], axis=(0, 1))), ys
-
-    def block_backward(carry, item):
-        *tokens, dy, start = item
-        _, (before,) = scan(advance, (start,), tuple(tokens))
-        return scan(token_backward, carry, (*tokens, dy, before), reverse=True)
-
-    tokens, dy = tuple(map(by_block, tokens)), by_block(dy)
-    _, (starts,) = scan(advance_block, (borders,), tokens)
-    carry = (adjoints, ops.zeros_like(A))
-    (_, dA), gradients = scan(block_backward, carry, (*tokens, dy, starts), reverse=True)
-    du, ddt, dB, dC = (ops.reshape(g, (block * block, *ops.shape(g)[2:])) for g in gradients)
-    return du, ddt, dA, dB, dC
+    dt, starts = blocks[1], blocks[4]
+    decay = ops.exp(ops.sum(dt, axis=(0, 1))[..., None, :] * A)
+    if starts is not None:
+        decay = decay * ops.prod(1.0 - starts, axis=(0, 1))[..., None, None, None]
+    (h,), (borders,) = loop(step, (h,), (ops.moveaxis(decay, 1, 0), ops.moveaxis(added, 1, 0)), reverse)
+    return ops.moveaxis(borders, 0, 1), h

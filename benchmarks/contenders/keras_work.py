@@ -1,0 +1,137 @@
+"""The work of any Keras model, compiled as its backend does best: XLA on JAX and TensorFlow, eager on torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from benchmarks.case import Case
+from benchmarks.contenders import Arrays, Work
+from benchmarks.weights import cotangent, token_ids
+
+ROWS = 1024
+
+
+def work_of(case: Case, model: keras.Model, output: Callable[[Any], Any]) -> Work:
+    """Prepare what `case.work` asks for.
+
+    Args:
+        case: what is measured.
+        model: takes (batch, length) token ids.
+        output: picks the (batch, length, d_model) tensor from what the model returns.
+    """
+    return _WORK[case.work](case, model, output)
+
+
+def _forward(case: Case, model: keras.Model, output: Callable) -> Work:
+    ids = keras.ops.convert_to_tensor(token_ids(case.batch, case.length, case.vocab_size))
+    call = _FORWARD[case.backend](lambda x: output(model(x)), model)
+    return Work(lambda: call(ids), lambda y: {"output": _numpy(y)})
+
+
+def _gradient(case: Case, model: keras.Model, output: Callable) -> Work:
+    ids = keras.ops.convert_to_tensor(token_ids(case.batch, case.length, case.vocab_size))
+    weights = keras.ops.convert_to_tensor(cotangent((case.batch, case.length, case.d_model)))
+    call = _GRADIENT[case.backend](lambda x: keras.ops.sum(output(model(x)) * weights), model)
+
+    def results(gradients: Any) -> Arrays:
+        by_name = {_name(v): _numpy(g) for v, g in zip(model.trainable_variables, gradients, strict=True)}
+        return {f"gradient of {name}": by_name[name] for name in sorted(by_name) if "kernel" in name}
+
+    return Work(lambda: call(ids), results)
+
+
+def _step(case: Case, model: keras.Model, output: Callable) -> Work:
+    ids = token_ids(case.batch, case.length, case.vocab_size)
+    trained = _classifier(case, model, output)
+    return Work(lambda: trained.train_on_batch(ids, ids[:, 0] % 2))
+
+
+def _epoch(case: Case, model: keras.Model, output: Callable) -> Work:
+    ids = token_ids(ROWS, case.length, case.vocab_size)
+    trained = _classifier(case, model, output)
+    return Work(lambda: trained.fit(ids, ids[:, 0] % 2, batch_size=case.batch, epochs=1, verbose=0))
+
+
+def _classifier(case: Case, model: keras.Model, output: Callable) -> keras.Model:
+    ids = keras.Input((case.length,), dtype="int32")
+    pooled = keras.layers.GlobalAveragePooling1D()(output(model(ids)))
+    trained = keras.Model(ids, keras.layers.Dense(2)(pooled))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trained.compile(keras.optimizers.AdamW(1e-4), loss, jit_compile=case.backend != "torch")
+    return trained
+
+
+_WORK = {"forward": _forward, "gradient": _gradient, "step": _step, "epoch": _epoch}
+
+
+def _name(variable: keras.Variable) -> str:
+    return variable.path.partition("/")[2]
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def on_jax(function: Callable, model: keras.Model) -> Callable:
+    """A function that reads the model's variables, compiled with the variables as arguments."""
+    import jax
+
+    def stateless(values, *args):
+        with keras.StatelessScope(list(zip(model.variables, values, strict=True))):
+            return function(*args)
+
+    compiled = jax.jit(stateless)
+    return lambda *args: jax.block_until_ready(compiled([v.value for v in model.variables], *args))
+
+
+def _gradient_on_jax(loss: Callable, model: keras.Model) -> Callable:
+    import jax
+
+    def stateless(values, x):
+        with keras.StatelessScope(list(zip(model.trainable_variables, values, strict=True))):
+            return loss(x)
+
+    compiled = jax.jit(jax.grad(stateless))
+    return lambda x: jax.block_until_ready(compiled([v.value for v in model.trainable_variables], x))
+
+
+def on_tensorflow(function: Callable, model: keras.Model) -> Callable:
+    """A function compiled by XLA."""
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True)
+
+
+def _gradient_on_tensorflow(loss: Callable, model: keras.Model) -> Callable:
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            value = loss(x)
+        return [tf.convert_to_tensor(g) for g in tape.gradient(value, [v.value for v in model.trainable_variables])]
+
+    return gradient
+
+
+def on_torch(function: Callable, model: keras.Model) -> Callable:
+    """A function without gradients, run eagerly."""
+    import torch
+
+    return torch.no_grad()(function)
+
+
+def _gradient_on_torch(loss: Callable, model: keras.Model) -> Callable:
+    import torch
+
+    parameters = [v.value for v in model.trainable_variables]
+    return lambda x: torch.autograd.grad(loss(x), parameters)
+
+
+_FORWARD = {"jax": on_jax, "tensorflow": on_tensorflow, "torch": on_torch}
+_GRADIENT = {"jax": _gradient_on_jax, "tensorflow": _gradient_on_tensorflow, "torch": _gradient_on_torch}
+COMPILED = _FORWARD

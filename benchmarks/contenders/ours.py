@@ -1,0 +1,39 @@
+"""The backbones of this library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+import dl_mamba
+from benchmarks.case import Case
+from benchmarks.contenders import Work
+from benchmarks.contenders.keras_work import COMPILED, work_of
+from benchmarks.contenders.parameters import config_of
+from benchmarks.weights import token_ids, value
+
+
+def prepare(case: Case) -> Work:
+    family = {"mamba": dl_mamba.Mamba, "mamba2": dl_mamba.Mamba2}[case.family]
+    model = family(**config_of(case).to_dict())
+    for variable in model.variables:
+        variable.assign(value(variable.path.partition("/")[2], tuple(variable.shape)))
+    return _token(case, model) if case.work == "token" else work_of(case, model, _hidden)
+
+
+def _hidden(outputs: dict[str, Any]) -> Any:
+    return outputs["last_hidden_state"]
+
+
+def _token(case: Case, model: keras.Model) -> Work:
+    """One more token after a prompt; the state travels from call to call."""
+    ids = keras.ops.convert_to_tensor(token_ids(case.batch, 1, case.vocab_size))
+    step = COMPILED[case.backend](lambda x, state: model(x, state=state, return_state=True), model)
+    outputs = {"state": model.initial_state(case.batch)}
+
+    def run() -> Any:
+        outputs.update(step(ids, outputs["state"]))
+        return outputs["last_hidden_state"]
+
+    return Work(run)

@@ -1,0 +1,96 @@
+"""What is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.case import Case
+
+FAMILIES = ("mamba", "mamba2")
+LENGTHS = (512, 2048)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cases of one size.
+
+    Attributes:
+        title: heading of the table.
+        cases: contenders; results are compared with those of the first.
+        against: contenders that get a column with their time divided by that of the row.
+    """
+
+    title: str
+    cases: tuple[Case, ...]
+    against: tuple[str, ...]
+
+
+def _comparison(
+    size: dict, ours: Sequence[str], each: Sequence[str] = (), torch: Sequence[str] = (), revision: str = ""
+) -> Comparison:
+    """Ours on the given backends, `each` peers on the same backends, and peers that know torch only."""
+    cases = [Case("ours", backend, **size) for backend in ours]
+    cases += [Case("ours", backend, revision=revision, **size) for backend in ours if revision]
+    cases += [Case(peer, backend, **size) for peer in each for backend in ours]
+    cases += [Case(peer, "torch", **size) for peer in torch]
+    earlier = (f"ours at {revision}",) if revision else ()
+    return Comparison(cases[0].size, tuple(cases), (*torch, *each, *earlier))
+
+
+def model(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """Forward pass of 4 layers, d_model 768: against transformers and against the projections alone."""
+    for family in FAMILIES:
+        for length in LENGTHS:
+            size = {"family": family, "work": "forward", "length": length}
+            yield _comparison(size, backends, ["projections"], ["transformers"], revision)
+
+
+def train(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """Forward and backward pass, and an epoch of a tiny classifier."""
+    for family in FAMILIES:
+        for length in LENGTHS:
+            size = {"family": family, "work": "gradient", "length": length}
+            yield _comparison(size, backends, ["projections"], _torch_peers(family, length), revision)
+    for family in FAMILIES:
+        tiny = {"d_model": 64, "num_layers": 2, "variant": "tiny", "vocab_size": 256}
+        size = {"family": family, "work": "epoch", "batch": 32, "length": 128, **tiny}
+        yield _comparison(size, backends, ["lstm", "attention"], revision=revision)
+
+
+def _torch_peers(family: str, length: int) -> list[str]:
+    if family == "mamba2":
+        return ["transformers"]
+    # the backward pass of transformers is quadratic in length: 3 minutes at 512 tokens, an hour at 2,048
+    return ["unrolled", "mambapy", *(["transformers"] if length <= LENGTHS[0] else [])]
+
+
+def decode(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """One more token from a state."""
+    for family in FAMILIES:
+        yield _comparison({"family": family, "work": "token"}, backends, (), ["transformers"], revision)
+
+
+def scaling(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """Time and memory of a forward pass against length."""
+    for family in FAMILIES:
+        for length in (1024, 4096, 16384, 65536):
+            size = {"family": family, "work": "forward", "length": length, "d_model": 256, "num_layers": 2}
+            yield _comparison(size, backends, revision=revision)
+
+
+def compilation(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """The first training step of deep models, compilation included."""
+    for layers in (24, 48):
+        for family in reversed(FAMILIES):
+            size = {"family": family, "work": "step", "batch": 2, "length": 256, "num_layers": layers, "d_model": 256}
+            yield _comparison(size, [b for b in backends if b != "torch"], revision=revision)
+
+
+SUITES: dict[str, Callable[[Sequence[str], str], Iterator[Comparison]]] = {
+    "model": model,
+    "train": train,
+    "decode": decode,
+    "scaling": scaling,
+    "compile": compilation,
+}
