@@ -21,7 +21,7 @@ from dl_mamba.ops.sequence import on_accelerator, size_of
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
-CPU_DECAYS = 2**17  # decays of a group: half a MiB of the cache
+CPU_DECAYS = {"torch": 2**21}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
 ACCELERATOR_CHUNKS = 32  # in a group: up to there one triangular product joins them fastest
 UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides for when their number is not known
 
@@ -130,7 +130,7 @@ def _decays_with_residuals(log_decay):
     """
     coarse, fine = _cumulative(log_decay)
     difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    between = ops.exp(ops.where(_not_before(log_decay), difference, FORGOTTEN))
+    between = ops.where(_not_before(log_decay), ops.exp(ops.minimum(difference, 0.0)), 0.0)
     since_start = between[..., 0] * ops.exp(log_decay[..., :1])
     return (between, since_start, between[..., -1, :]), (between, since_start, log_decay)
 
