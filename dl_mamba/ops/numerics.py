@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from dl_mamba.ops.sequence import on_accelerator
+
 Tensor = Any
 
 
@@ -38,6 +40,27 @@ def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tens
         dt = dt if low <= 0.0 and dt_softplus else at_least(dt, low)
         dt = dt if high == float("inf") else -at_least(-dt, -high)
     return dt if mask is None else ops.where(mask[..., None], dt, 0.0)
+
+
+def times(x: Tensor, x_axes: str, w: Tensor, w_axes: str) -> Tensor:
+    """x w, with w broadcast along the axes of x that it lacks: `times(x, "blc", w, "c")`.
+
+    On JAX the gradient of a broadcast is a sum that XLA computes slowly on a CPU where it runs along the last axis or
+    reads a slice; that of an einsum is a dot product (`python -m benchmarks train`).
+    """
+    if _sums_are_slow(x):
+        return ops.einsum(f"{x_axes},{w_axes}->{x_axes}", x, w)
+    return x * w[tuple(slice(None) if axis in w_axes else None for axis in x_axes)]
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of x^2 over the last axis, which goes."""
+    total = ops.einsum("...c,...c->...", x, x) if _sums_are_slow(x) else ops.sum(ops.square(x), axis=-1)
+    return total / x.shape[-1]
+
+
+def _sums_are_slow(x: Tensor) -> bool:
+    return keras.backend.backend() == "jax" and not on_accelerator(x)
 
 
 def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.numerics import upcast
+from dl_mamba.ops.numerics import times, upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
 
@@ -37,13 +37,13 @@ def _number_documents(starts, history):
 
 def _convolve(tokens, weight, documents):
     history = weight.shape[0] - 1
-    y = ops.cast(tokens[:, history:], weight.dtype) * weight[history]
+    y = times(ops.cast(tokens[:, history:], weight.dtype), "blc", weight[history], "c")
     for k in range(history):
         behind = slice(k, k - history)  # counted from the end, so that it needs no length
         tap = ops.cast(tokens[:, behind], weight.dtype)
         if documents is not None:
             tap = ops.where(ops.equal(documents[:, behind], documents[:, history:])[..., None], tap, 0.0)
-        y = y + tap * weight[k]
+        y = y + times(tap, "blc", weight[k], "c")
     return y
 
 

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
-from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.numerics import step_sizes, times, upcast
 from dl_mamba.ops.sequence import on_accelerator, size_of
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
@@ -38,9 +38,10 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = dt
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
-    y, state = _ssd(x * scale[..., None], log_decay, B, C, state, chunk_size)
-    D = D if D is None or len(D.shape) == 2 else D[:, None]
-    return skip_and_gate(y, x, D, z), state
+    y, state = _ssd(times(x, "blhp", scale, "blh"), log_decay, B, C, state, chunk_size)
+    if D is not None:
+        y = y + times(x, "blhp", D, "h" if len(D.shape) == 1 else "hp")
+    return (y if z is None else y * ops.silu(z)), state
 
 
 def _ssd(u, log_decay, B, C, state, chunk_size):
@@ -96,15 +97,15 @@ def _group(carry, tokens, *, size):
     total = ops.reshape(since_start[..., -1], (batch, chunks, nheads))
     between = ops.reshape(between, (batch, chunks, *heads, size, size))
     since_start, until_end = (
-        ops.reshape(ops.moveaxis(decay, 3, 2), (batch, chunks, size, *heads, 1)) for decay in (since_start, until_end)
+        ops.reshape(ops.moveaxis(decay, 3, 2), (batch, chunks, size, *heads)) for decay in (since_start, until_end)
     )
 
     scores = ops.einsum("bcign,bcjgn->bcgij", C, B)[:, :, :, None] * between
     y = ops.einsum("bcgeij,bcjgep->bcigep", scores, u)
-    added = ops.einsum("bcjgep,bcjgn->bcgepn", u * until_end, B)
+    added = ops.einsum("bcjgep,bcjgn->bcgepn", times(u, "bcjgep", until_end, "bcjge"), B)
     before, state = _states(state, ops.reshape(added, (batch, chunks, nheads, headdim, d_state)), total, log_decay)
     before = ops.reshape(before, (batch, chunks, *heads, headdim, d_state))
-    y = y + ops.einsum("bcign,bcgepn->bcigep", C, before) * since_start
+    y = y + times(ops.einsum("bcign,bcgepn->bcigep", C, before), "bcigep", since_start, "bcige")
     return (state,), (ops.reshape(y, (batch, length, nheads, headdim)),)
 
 
