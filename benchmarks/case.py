@@ -16,7 +16,7 @@ class Case:
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         family: `"mamba"` or `"mamba2"`; a peer of another kind is given the parameter count of that family.
         work: `"forward"`, `"gradient"` (forward and backward), `"step"` (of training, with AdamW), `"token"` (one more
-            token from a state) or `"epoch"` (`fit` on 1,024 rows).
+            token from a state) or `"epoch"` (`fit` on 256 rows).
         batch, length: of the input.
         d_model, num_layers, vocab_size: of the model.
         variant: the preset that gives what these three leave open, e.g. `"tiny"`; the classes' defaults if empty.

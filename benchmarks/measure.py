@@ -81,7 +81,9 @@ def compare(
             say(f"{case.label} ({case.backend}): build and first run")
             process = stack.enter_context(closing(Process(case, cores, limit, checkouts.get(case.revision))))
             _guarded(rows[case], lambda row, process=process: _prepare(row, process))
-            if not rows[case].note:
+            if rows[case].note:
+                process.close()  # it may still be at work
+            else:
                 processes[case] = process
         _check(rows, processes)
         for number in range(rounds):

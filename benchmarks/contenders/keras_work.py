@@ -12,7 +12,7 @@ from benchmarks.case import Case
 from benchmarks.contenders import Arrays, Work
 from benchmarks.weights import cotangent, token_ids
 
-ROWS = 1024
+ROWS = 256
 
 
 def work_of(case: Case, model: keras.Model, output: Callable[[Any], Any]) -> Work:

@@ -51,8 +51,9 @@ def selective_scan(
             with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (two levels, O(sqrt length) sequential
-            steps; its gradient keeps the states at chunk borders only and can be taken once).
+        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (blocks of tokens, and where the
+            processor has room chunks in lock-step, O(sqrt length) sequential steps; its gradient keeps one state for
+            each block and can be taken once).
 
     Returns:
         y (batch, length, d_inner) in the dtype of `x`, or (y, final_state) with the state in float32.

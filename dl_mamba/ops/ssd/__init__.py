@@ -50,13 +50,15 @@ def ssd(
         dt_softplus: apply the softplus; without it dt is used as it comes.
         dt_limit: smallest and largest dt after the softplus.
         input_scale: (batch, length, nheads) float; weighs x in place of dt, which then sets the decay alone.
-        chunk_size: tokens in a chunk, >= 1; the result does not depend on it.
+        chunk_size: largest number of tokens in a chunk, >= 1; a CPU takes smaller chunks. The result does not depend
+            on it.
         initial_state: (batch, nheads, headdim, d_state) float; zeros if None.
         segment_ids: (batch, length) int. A token with another id than the real token before it starts a document
             with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (matrix products).
+        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (matrix products; its gradient can be
+            taken once).
 
     Returns:
         y (batch, length, nheads, headdim) in the dtype of `x`, or (y, final_state) with the state in float32.
