@@ -51,8 +51,9 @@ def main(
                     )
                 console.print(report.table(comparison, rows))
                 results.append((comparison, rows))
+    grown = {each.title for each in SUITES["scaling"](backends, revision) if each.cases[0].work == "forward"}
     if "scaling" in chosen:
-        console.print(report.slopes([row for _, rows in results for row in rows if row.case.num_layers == 2]))
+        console.print(report.slopes([row for each, rows in results if each.title in grown for row in rows]))
     if csv:
         report.write_csv(csv, results)
     if plot:

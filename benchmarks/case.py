@@ -16,9 +16,11 @@ class Case:
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         family: `"mamba"` or `"mamba2"`; a peer of another kind is given the parameter count of that family.
         work: `"forward"`, `"gradient"` (forward and backward), `"step"` (of training, with AdamW), `"token"` (one more
-            token from a state) or `"epoch"` (`fit` on 256 rows).
+            token from a state), `"stream"` (forward, a piece at a time with carried state) or `"epoch"` (`fit` on 256
+            rows).
         batch, length: of the input.
         d_model, num_layers, vocab_size: of the model.
+        op: an op to measure alone, at the sizes of a layer of that model; the whole model if empty.
         variant: the preset that gives what these three leave open, e.g. `"tiny"`; the classes' defaults if empty.
         revision: a git revision of this library to measure in place of the working tree.
     """
@@ -32,6 +34,7 @@ class Case:
     d_model: int = 768
     num_layers: int = 4
     vocab_size: int = 1000
+    op: str = ""
     variant: str = ""
     revision: str = ""
 
@@ -43,7 +46,7 @@ class Case:
     @property
     def size(self) -> str:
         """The size as the table shows it."""
-        model = f"{self.family}, {self.num_layers} x {self.d_model}"
+        model = f"{self.op}, {self.d_model}" if self.op else f"{self.family}, {self.num_layers} x {self.d_model}"
         return f"{model}, {self.work}, batch {self.batch}, L={self.length}"
 
     def to_json(self) -> str:

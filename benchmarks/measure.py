@@ -26,7 +26,8 @@ class Row:
         seconds: one entry a run.
         first: seconds of the first run, compilation included.
         build: seconds to import and build.
-        peak: highest memory of a run in bytes, and `above`, what of it was not there before the first run.
+        peak: highest memory of a run in bytes, and `above`, what of it was not there before the first run; of the first
+            run, compilation included, where that is the only one.
         difference: largest difference to the first contender's results, relative to the largest value; None if the
             mathematics is another one.
         note: why a figure is missing.
@@ -108,9 +109,7 @@ def _guarded(row: Row, action: Callable[[Row], None]) -> None:
 def _prepare(row: Row, process: Process) -> None:
     answer = process.ready()
     row.build, row.first = answer["build"], answer["first"]
-    if row.first > LONG:
-        return
-    row.peak = process.ask("memory")["peak"]
+    row.peak = answer["peak"] if row.first > LONG else process.ask("memory")["peak"]
     row.above = row.peak - answer["rss"]
 
 

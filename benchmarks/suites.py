@@ -38,6 +38,23 @@ def _comparison(
     return Comparison(cases[0].size, tuple(cases), (*torch, *each, *earlier))
 
 
+OPS = {
+    "selective_scan": ("mamba", ["mambapy", "mamba_ssm"]),
+    "ssd": ("mamba2", ["torch_op", "mamba_ssm"]),
+    "causal_conv1d": ("mamba2", ["torch_op"]),
+    "gated_rms_norm": ("mamba2", ["torch_op"]),
+}
+
+
+def ops(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """Each op alone, at the sizes of one layer."""
+    for op, (family, peers) in OPS.items():
+        for work in ("forward", "gradient"):
+            for length in LENGTHS:
+                size = {"op": op, "family": family, "work": work, "length": length}
+                yield _comparison(size, backends, (), peers, revision)
+
+
 def model(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     """Forward pass of 4 layers, d_model 768: against transformers and against the projections alone."""
     for family in FAMILIES:
@@ -72,22 +89,26 @@ def decode(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
 
 
 def scaling(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
-    """Time and memory of a forward pass against length."""
+    """Time and memory of a forward pass against length, and of a million tokens piece by piece."""
+    small = {"d_model": 256, "num_layers": 2}
     for family in FAMILIES:
         for length in (1024, 4096, 16384, 65536):
-            size = {"family": family, "work": "forward", "length": length, "d_model": 256, "num_layers": 2}
+            size = {"family": family, "work": "forward", "length": length, **small}
             yield _comparison(size, backends, revision=revision)
+    for family in FAMILIES:
+        yield _comparison({"family": family, "work": "stream", "length": 2**20, **small}, backends, revision=revision)
 
 
 def compilation(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     """The first training step of deep models, compilation included."""
     for layers in (24, 48):
         for family in reversed(FAMILIES):
-            size = {"family": family, "work": "step", "batch": 2, "length": 256, "num_layers": layers, "d_model": 256}
+            size = {"family": family, "work": "step", "batch": 2, "length": 256, "num_layers": layers}
             yield _comparison(size, [b for b in backends if b != "torch"], revision=revision)
 
 
 SUITES: dict[str, Callable[[Sequence[str], str], Iterator[Comparison]]] = {
+    "ops": ops,
     "model": model,
     "train": train,
     "decode": decode,

@@ -28,25 +28,36 @@ class Contender:
         begin = time.perf_counter()
         self.work: Work = importlib.import_module(f"benchmarks.contenders.{case.contender}").prepare(case)
         built = time.perf_counter()
-        self.rss_built = _rss()
-        self.value = self.work.run()
-        self.ready = {"build": built - begin, "first": time.perf_counter() - built, "rss": self.rss_built}
+        rss = _rss()
+        _forget_peak()
+        begin_first = time.perf_counter()
+        self.value = self._run()
+        first = time.perf_counter() - begin_first
+        self.ready = {"build": built - begin, "first": first, "rss": rss, "peak": self._peak()}
 
     def run(self) -> dict[str, Any]:
         """Seconds of one run."""
         self.value = None
         begin = time.perf_counter()
-        self.value = self.work.run()
+        self.value = self._run()
         return {"seconds": time.perf_counter() - begin}
+
+    def _run(self) -> Any:
+        value = self.work.run()
+        torch = sys.modules.get("torch")
+        if torch and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return value
 
     def memory(self) -> dict[str, Any]:
         """Highest resident memory during one run, or memory of the accelerator."""
-        device = _device_memory(self.case.backend)
-        if device is not None:
-            return {"peak": device}
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        _forget_peak()
         self.run()
-        return {"peak": _peak_rss()}
+        return {"peak": self._peak()}
+
+    def _peak(self) -> int:
+        device = _device_memory(self.case.backend)
+        return _peak_rss() if device is None else device
 
     def results(self, file: str) -> dict[str, Any]:
         """Write what the last run returned, for comparison."""
@@ -58,6 +69,10 @@ class Contender:
 def _rss() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_rss() -> int:

@@ -17,8 +17,8 @@ class Work:
 
     Attributes:
         run: does it once and waits for its end.
-        results: named arrays of what `run` returned, to be compared with those of the other contenders.
-        comparable: whether the results are those of the same mathematics as ours.
+        results: named arrays of what `run` returned, to be compared with those of the other contenders; none where
+            the mathematics is another one.
     """
 
     run: Callable[[], Any]

@@ -15,14 +15,17 @@ from benchmarks.weights import cotangent, token_ids
 ROWS = 256
 
 
-def work_of(case: Case, model: keras.Model, output: Callable[[Any], Any]) -> Work:
+def work_of(case: Case, model: keras.layers.Layer, output: Callable[[Any], Any], width: int | None = None) -> Work:
     """Prepare what `case.work` asks for.
 
     Args:
         case: what is measured.
         model: takes (batch, length) token ids.
-        output: picks the (batch, length, d_model) tensor from what the model returns.
+        output: picks the (batch, length, width) tensor from what the model returns.
+        width: d_model if None.
     """
+    if case.work == "gradient":
+        return _gradient(case, model, output, width or case.d_model)
     return _WORK[case.work](case, model, output)
 
 
@@ -32,14 +35,14 @@ def _forward(case: Case, model: keras.Model, output: Callable) -> Work:
     return Work(lambda: call(ids), lambda y: {"output": _numpy(y)})
 
 
-def _gradient(case: Case, model: keras.Model, output: Callable) -> Work:
+def _gradient(case: Case, model: keras.layers.Layer, output: Callable, width: int) -> Work:
     ids = keras.ops.convert_to_tensor(token_ids(case.batch, case.length, case.vocab_size))
-    weights = keras.ops.convert_to_tensor(cotangent((case.batch, case.length, case.d_model)))
+    weights = keras.ops.convert_to_tensor(cotangent((case.batch, case.length, width)))
     call = _GRADIENT[case.backend](lambda x: keras.ops.sum(output(model(x)) * weights), model)
 
     def results(gradients: Any) -> Arrays:
         by_name = {_name(v): _numpy(g) for v, g in zip(model.trainable_variables, gradients, strict=True)}
-        return {f"gradient of {name}": by_name[name] for name in sorted(by_name) if "kernel" in name}
+        return {f"gradient of {name}": by_name[name] for name in sorted(by_name) if case.op or "kernel" in name}
 
     return Work(lambda: call(ids), results)
 
@@ -65,7 +68,7 @@ def _classifier(case: Case, model: keras.Model, output: Callable) -> keras.Model
     return trained
 
 
-_WORK = {"forward": _forward, "gradient": _gradient, "step": _step, "epoch": _epoch}
+_WORK = {"forward": _forward, "step": _step, "epoch": _epoch}
 
 
 def _name(variable: keras.Variable) -> str:

@@ -1,7 +1,8 @@
-"""The backbones of this library."""
+"""The backbones and ops of this library."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,16 +11,23 @@ import dl_mamba
 from benchmarks.case import Case
 from benchmarks.contenders import Work
 from benchmarks.contenders.keras_work import COMPILED, work_of
+from benchmarks.contenders.op_work import on_keras
 from benchmarks.contenders.parameters import config_of
 from benchmarks.weights import token_ids, value
 
+PIECE = 4096  # tokens
+
 
 def prepare(case: Case) -> Work:
+    if case.op:
+        return on_keras(case, getattr(dl_mamba.ops, case.op))
     family = {"mamba": dl_mamba.Mamba, "mamba2": dl_mamba.Mamba2}[case.family]
     model = family(**config_of(case).to_dict())
     for variable in model.variables:
         variable.assign(value(variable.path.partition("/")[2], tuple(variable.shape)))
-    return _token(case, model) if case.work == "token" else work_of(case, model, _hidden)
+    if case.work in _STATEFUL:
+        return _STATEFUL[case.work](case, model)
+    return work_of(case, model, _hidden)
 
 
 def _hidden(outputs: dict[str, Any]) -> Any:
@@ -29,7 +37,7 @@ def _hidden(outputs: dict[str, Any]) -> Any:
 def _token(case: Case, model: keras.Model) -> Work:
     """One more token after a prompt; the state travels from call to call."""
     ids = keras.ops.convert_to_tensor(token_ids(case.batch, 1, case.vocab_size))
-    step = COMPILED[case.backend](lambda x, state: model(x, state=state, return_state=True), model)
+    step = _with_state(case, model)
     outputs = {"state": model.initial_state(case.batch)}
 
     def run() -> Any:
@@ -37,3 +45,24 @@ def _token(case: Case, model: keras.Model) -> Work:
         return outputs["last_hidden_state"]
 
     return Work(run)
+
+
+def _stream(case: Case, model: keras.Model) -> Work:
+    """A sequence of any length, a piece at a time; the state travels from piece to piece."""
+    ids = token_ids(case.batch, case.length, case.vocab_size)
+    step = _with_state(case, model)
+
+    def run() -> Any:
+        outputs = {"state": model.initial_state(case.batch)}
+        for start in range(0, case.length, PIECE):
+            outputs = step(keras.ops.convert_to_tensor(ids[:, start : start + PIECE]), outputs["state"])
+        return outputs["last_hidden_state"]
+
+    return Work(run)
+
+
+def _with_state(case: Case, model: keras.Model) -> Callable:
+    return COMPILED[case.backend](lambda x, state: model(x, state=state, return_state=True), model)
+
+
+_STATEFUL = {"token": _token, "stream": _stream}

@@ -11,6 +11,8 @@ from benchmarks.case import Case
 from benchmarks.contenders import Arrays, Work
 from benchmarks.weights import cotangent, token_ids, value
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def work_of(case: Case, module: torch.nn.Module, hidden: Callable, our_name: Callable[[str], str]) -> Work:
     """Prepare a forward pass, or a forward and backward pass.
@@ -21,22 +23,23 @@ def work_of(case: Case, module: torch.nn.Module, hidden: Callable, our_name: Cal
         hidden: picks the (batch, length, d_model) tensor from what the module returns.
         our_name: name of a parameter in this library.
     """
+    module.to(DEVICE)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(_as_torch(our_name(name), tuple(parameter.shape))))
-    ids = torch.from_numpy(token_ids(case.batch, case.length, case.vocab_size)).long()
+    ids = torch.from_numpy(token_ids(case.batch, case.length, case.vocab_size)).long().to(DEVICE)
     if case.work == "forward":
         forward = torch.no_grad()(lambda: hidden(module(ids)))
-        return Work(forward, lambda y: {"output": y.numpy()})
-    weights = torch.from_numpy(cotangent((case.batch, case.length, case.d_model)))
+        return Work(forward, lambda y: {"output": y.cpu().numpy()})
+    weights = torch.from_numpy(cotangent((case.batch, case.length, case.d_model))).to(DEVICE)
 
     def gradient() -> Arrays:
         gradients = torch.autograd.grad((hidden(module(ids)) * weights).sum(), list(parameters.values()))
         return dict(zip(map(our_name, parameters), gradients, strict=True))
 
     def results(gradients: dict[str, torch.Tensor]) -> Arrays:
-        kernels = {n: g.numpy() for n, g in gradients.items() if "kernel" in n}
+        kernels = {n: g.cpu().numpy() for n, g in gradients.items() if "kernel" in n}
         return {f"gradient of {n}": _as_ours(g) for n, g in kernels.items()}
 
     return Work(gradient, results)

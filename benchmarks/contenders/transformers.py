@@ -10,7 +10,7 @@ import transformers
 from benchmarks.case import Case
 from benchmarks.contenders import Work
 from benchmarks.contenders.parameters import config_of
-from benchmarks.contenders.torch_work import our_mixer_name, work_of
+from benchmarks.contenders.torch_work import DEVICE, our_mixer_name, work_of
 from benchmarks.weights import token_ids
 
 OUTSIDE = {"embeddings.weight": "embedding/embeddings", "norm_f.weight": "final_norm/scale"}
@@ -59,7 +59,8 @@ def _mamba2(case: Case) -> torch.nn.Module:
 
 def _token(case: Case, model: torch.nn.Module) -> Work:
     """One more token after a prompt, from the cache."""
-    ids = torch.from_numpy(token_ids(case.batch, 8, case.vocab_size)).long()
+    ids = torch.from_numpy(token_ids(case.batch, 8, case.vocab_size)).long().to(DEVICE)
+    model.to(DEVICE)
     with torch.no_grad():
         cache = model(ids, use_cache=True).cache_params
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import keras
@@ -118,9 +119,11 @@ class Mixer(NamedVariables, keras.layers.Layer):
 
 
 def split_channels(x: Any, *sizes: int) -> list[Any]:
-    """Slices of the last axis of these sizes; unlike `ops.split` it exports with unknown lengths."""
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    """Slices of the last axis of these sizes."""
+    ends = list(accumulate(sizes))
+    if keras.backend.backend() != "tensorflow":
+        return ops.split(x, ends[:-1], axis=-1)  # its gradient is one concatenation
+    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]  # exports with unknown lengths
 
 
 def check_state(name: str, state: Any, shapes: MixerState) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
+from dl_mamba.ops.loops import with_gradient
 from dl_mamba.ops.sequence import on_accelerator
 
 Tensor = Any
@@ -32,7 +34,7 @@ def at_least(x: Tensor, low: float) -> Tensor:
 def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tensor | None, limit=None) -> Tensor:
     """dt (batch, length, channels) as the recurrence uses it: bias, softplus, limits, then 0 at padding."""
     if dt_bias is not None:
-        dt = dt + dt_bias
+        dt = plus(dt, dt_bias)
     if dt_softplus:
         dt = -ops.log_sigmoid(-dt)  # softplus without the threshold that torch's own has
     if limit is not None:
@@ -42,15 +44,61 @@ def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tens
     return dt if mask is None else ops.where(mask[..., None], dt, 0.0)
 
 
-def times(x: Tensor, x_axes: str, w: Tensor, w_axes: str) -> Tensor:
-    """x w, with w broadcast along the axes of x that it lacks: `times(x, "blc", w, "c")`.
+def spread(w: Tensor, x: Tensor) -> Tensor:
+    """w as a factor of x, to be broadcast along axes before the last one.
 
-    On JAX the gradient of a broadcast is a sum that XLA computes slowly on a CPU where it runs along the last axis or
-    reads a slice; that of an einsum is a dot product (`python -m benchmarks train`).
+    On JAX on a CPU it is broadcast here, and its gradient is a product with ones: the sum that XLA would make of it
+    takes many times as long (`python -m benchmarks ops`).
     """
-    if _sums_are_slow(x):
-        return ops.einsum(f"{x_axes},{w_axes}->{x_axes}", x, w)
-    return x * w[tuple(slice(None) if axis in w_axes else None for axis in x_axes)]
+    rows = _broadcast_rows(x, w)
+    if rows is None:
+        return w
+    forward = lambda w: ((ops.broadcast_to(w, x.shape),), ())  # noqa: E731
+    return with_gradient(forward, lambda _, dy: (_summed(dy[0], rows, w.shape),))(w)[0]
+
+
+def plus(x: Tensor, w: Tensor) -> Tensor:
+    """x + w, with w broadcast along axes before the last one; its gradient as that of `spread`."""
+    rows = _broadcast_rows(x, w)
+    if rows is None:
+        return x + w
+    import jax
+
+    def backward(_, gradients):
+        dy = jax.lax.optimization_barrier(gradients[0])  # computed once, and not again for each of its readers
+        return dy, _summed(dy, rows, w.shape)
+
+    return with_gradient(lambda x, w: ((x + w,), ()), backward)(x, w)[0]
+
+
+def _broadcast_rows(x: Tensor, w: Tensor) -> tuple[int, int, int] | None:
+    """The shape of x as (before, along, after) the neighbouring axes that w lacks, where sums along them are slow."""
+    narrow = (1,) * (len(x.shape) - len(w.shape)) + tuple(w.shape)
+    axes = [i for i, size in enumerate(narrow) if size == 1 and x.shape[i] != 1]
+    if not axes or not _sums_are_slow(x) or axes[-1] - axes[0] >= len(axes):
+        return None
+    first, behind = axes[0], axes[-1] + 1
+    return math.prod(x.shape[:first]), math.prod(x.shape[first:behind]), math.prod(x.shape[behind:])
+
+
+def _summed(dy: Tensor, rows: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
+    return ops.reshape(sum_of_rows(ops.reshape(dy, rows)), shape)
+
+
+def scaled_rows(x: Tensor, w: Tensor) -> Tensor:
+    """x (..., c) times w (...), of which on JAX on a CPU the gradient is a dot product, for the reason above."""
+    return ops.einsum("...c,...->...c", x, w) if _sums_are_slow(x) else x * w[..., None]
+
+
+def sum_of_rows(x: Tensor) -> Tensor:
+    """Sum over the last axis but one, as a product with ones where that is the faster way."""
+    if not _sums_are_slow(x):
+        return ops.sum(x, axis=-2)
+    import jax
+
+    # without the barriers XLA sees the ones and makes a sum of the product, or makes the product part of another loop
+    ones = jax.lax.optimization_barrier(ops.ones((1, x.shape[-2]), dtype=x.dtype))
+    return ops.matmul(ones, jax.lax.optimization_barrier(x))[..., 0, :]
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -66,5 +114,5 @@ def _sums_are_slow(x: Tensor) -> bool:
 def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     """(y + D x) SiLU(z), each term only if given; D must broadcast against x."""
     if D is not None:
-        y = y + D * x
+        y = y + spread(D, x) * x
     return y if z is None else y * ops.silu(z)

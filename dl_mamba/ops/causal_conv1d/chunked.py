@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.numerics import times, upcast
+from dl_mamba.ops.numerics import plus, spread, upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
 
@@ -21,7 +21,7 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
     tokens = ops.concatenate([ops.cast(initial_state, x.dtype), x], axis=1)
     documents = None if starts is None else _number_documents(starts, weight.shape[0] - 1)
     y = _convolve(tokens, weight, documents)
-    y = y if bias is None else y + bias
+    y = y if bias is None else plus(y, bias)
     y = y if activation is None else ops.silu(y)
     if rank is not None:
         y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
@@ -37,13 +37,14 @@ def _number_documents(starts, history):
 
 def _convolve(tokens, weight, documents):
     history = weight.shape[0] - 1
-    y = times(ops.cast(tokens[:, history:], weight.dtype), "blc", weight[history], "c")
+    now = ops.cast(tokens[:, history:], weight.dtype)
+    y = now * spread(weight[history], now)
     for k in range(history):
         behind = slice(k, k - history)  # counted from the end, so that it needs no length
         tap = ops.cast(tokens[:, behind], weight.dtype)
         if documents is not None:
             tap = ops.where(ops.equal(documents[:, behind], documents[:, history:])[..., None], tap, 0.0)
-        y = y + times(tap, "blc", weight[k], "c")
+        y = y + tap * spread(weight[k], tap)
     return y
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.numerics import mean_square, times, upcast
+from dl_mamba.ops.numerics import mean_square, scaled_rows, spread, upcast
 
 
 def run(x, weight, z, epsilon, ngroups, norm_before_gate):
@@ -13,6 +13,7 @@ def run(x, weight, z, epsilon, ngroups, norm_before_gate):
         x = x * ops.silu(z)
     shape = ops.shape(x)
     x = ops.reshape(x, (-1, ngroups, shape[-1] // ngroups))
-    x = times(x, "tgc", ops.rsqrt(mean_square(x) + epsilon), "tg")
-    y = ops.reshape(x, shape) * weight
+    x = scaled_rows(x, ops.rsqrt(mean_square(x) + epsilon))
+    y = ops.reshape(x, shape)
+    y = y * spread(weight, y)
     return y * ops.silu(z) if z is not None and norm_before_gate else y

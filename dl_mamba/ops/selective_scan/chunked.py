@@ -1,8 +1,7 @@
 """Selective scan, a block of tokens at a time, with a gradient that recomputes the states.
 
-The decays of a block and what its tokens write are computed at once; a walk over its tokens then needs one product and
-one sum each, and the outputs are read from all states of the block at once. The gradient walks backwards in the same
-way from the states before each block, the only ones that are kept.
+The forward pass keeps the state before each block and nothing else of that size. The gradient walks over the blocks
+backwards: it computes the states of a block again, then their gradients.
 
 Where the processor has room for more than one state, the sequence is cut into chunks that walk in lock-step: first from
 an empty state to learn what each chunk adds, then, after a short walk over the chunks, from the state at its border.
@@ -20,6 +19,8 @@ from keras import ops
 
 from dl_mamba.ops.loops import loop, with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.selective_scan import block_by_token
+from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import on_accelerator, size_of
 
 BLOCK = 32  # tokens
@@ -62,12 +63,13 @@ def _forward(u, dt, A, B, C, starts, h):
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     borders, h = (h[:, None], None) if chunks == 1 else _borders(blocks, A, h)
+    work = _work_on_blocks()
 
     def step(carry, block):
-        h, y = _outputs(carry[0], block, A)
+        h, y = work.outputs(*carry, block, A)
         return (h,), (y, carry[0])
 
-    (last,), (y, kept) = _over_blocks(step, (borders,), blocks)
+    (last,), (y, kept) = over_blocks(step, (borders,), blocks)
     h = last[:, 0] if h is None else h
     return (unfold(y), h), tuple(v for v in (u, dt, A, B, C, kept, starts) if v is not None)
 
@@ -79,21 +81,31 @@ def _backward(residuals, gradients):
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     ends, dh = (dh[:, None], None) if chunks == 1 else _adjoint_borders(blocks, fold(dy), A, dh)
+    work = _work_on_blocks()
 
     def step(carry, item):
         *block, dy, before = item
         dh, dA = carry
-        dh, more, gradients = _block_gradient(block, dy, before, dh, A)
+        dh, more, gradients = work.gradient(block, dy, before, dh, A)
         return (dh, dA + more), gradients
 
     dA = ops.zeros_like(kept[0])
-    (first, dA), gradients = _over_blocks(step, (ends, dA), blocks, (fold(dy), kept), reverse=True)
+    (first, dA), gradients = over_blocks(step, (ends, dA), blocks, (fold(dy), kept), reverse=True)
     dA = ops.sum(dA, axis=(0, 1))
     du, ddt, dB, dC = map(unfold, gradients)
     return du, ddt, dA, dB, dC, None if starts is None else ops.zeros_like(starts), first[:, 0] if dh is None else dh
 
 
 _recurrence = with_gradient(_forward, _backward)
+
+
+def _work_on_blocks():
+    """`outputs`, `last_state`, `adjoint_first_state` and `gradient` of a block, for one call."""
+    if keras.backend.backend() == "torch":
+        from dl_mamba.ops.selective_scan.block_at_once import Blocks
+
+        return Blocks()
+    return block_by_token
 
 
 def _folding(u, d_state):
@@ -131,115 +143,24 @@ def _sizes(u, d_state):
     return -(-tokens // -(-tokens // BLOCK)), chunks  # equal blocks need the least padding
 
 
-def _over_blocks(step, carry, blocks, more=(), reverse=False):
-    """`loop` over tuples in which None may stand."""
-    present = [v is not None for v in blocks]
-
-    def dense(carry, item):
-        remaining = iter(item)
-        block = tuple(next(remaining) if here else None for here in present)
-        return step(carry, (*block, *remaining))
-
-    return loop(dense, carry, (*(v for v in blocks if v is not None), *more), reverse)
-
-
-def _decay(dt, starts, A):
-    """(k, b, c, g, n, e)."""
-    decay = ops.exp(dt[..., None, :] * A)
-    return decay if starts is None else decay * (1.0 - starts[..., None, None, None])
-
-
-def _outputs(h, block, A):
-    """The state behind a block, and what its tokens read."""
-    if keras.backend.backend() == "torch":
-        states = _states(h, block, A)
-        return states[-1], _over_states(block[3], states)
-
-    def step(carry, token):
-        u, dt, B, C, starts = token
-        h = _decay(dt, starts, A) * carry[0] + u[..., None, :] * B[..., None]
-        return (h,), (_over_states(C, h),)
-
-    (h,), (y,) = _over_blocks(step, (h,), block)  # one token is one pass of XLA
-    return h, y
-
-
-def _states(h, block, A):
-    """The states behind each token of a block (k, b, c, g, n, e)."""
-    u, dt, B, _, starts = block
-    return _walk(h, _decay(dt, starts, A), u[..., None, :] * B[..., None])
-
-
-def _walk(h, decay, added, reverse=False):
-    """h = decay[t] h + added[t] for each t: all h, which on torch take the place of `added`."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        for t in reversed(range(len(added))) if reverse else range(len(added)):
-            h = torch.addcmul(added[t], decay[t], h, out=added[t])
-        return added
-
-    def step(carry, item):
-        h = item[0] * carry[0] + item[1]
-        return (h,), (h,)
-
-    return loop(step, (h,), (decay, added), reverse)[1][0]
-
-
-def _over_states(weights, states):
-    """Sum over n of (..., n) and (..., n, e)."""
-    if keras.backend.backend() == "torch":
-        return ops.matmul(weights[..., None, :], states)[..., 0, :]
-    # XLA makes one pass of these sums; for a sum over an axis it calls a library, which is slow for a small one
-    return sum(weights[..., n, None] * states[..., n, :] for n in range(states.shape[-2]))
-
-
-def _over_tokens(weights, states):
-    """Sum over k of (k, ..., e) and (k, ..., n, e)."""
-    if keras.backend.backend() == "torch":
-        return ops.sum(weights[..., None, :] * states, axis=0)
-    return sum(weights[k][..., None, :] * states[k] for k in range(states.shape[0]))
-
-
-def _block_gradient(block, dy, before, dh, A):
-    """Gradients of the state before a block, of A, and of u, dt, B, C, from that of the state behind it."""
-    u, dt, B, C, starts = block
-    decay = _decay(dt, starts, A)
-    states = _walk(before, decay, u[..., None, :] * B[..., None])
-    # dh[t] = C[t] dy[t] + decay[t+1] dh[t+1]
-    after = ops.concatenate([decay[1:], ops.ones_like(decay[:1])], axis=0)
-    dstates = _walk(dh, after, C[..., None] * dy[..., None, :], reverse=True)
-    dlog = dstates * decay * ops.concatenate([before[None], states[:-1]], axis=0)
-    du = _over_states(B, dstates)
-    ddt = _over_states(ops.ones_like(B), dlog * A)
-    dB = ops.matmul(dstates, u[..., None])[..., 0]
-    dC = ops.matmul(states, dy[..., None])[..., 0]
-    return decay[0] * dstates[0], _over_tokens(dt, dlog), (du, ddt, dB, dC)
-
-
 def _borders(blocks, A, h):
     """States at the start of each chunk (b, c, g, n, e), and behind the last token (b, g, n, e)."""
-
-    def step(carry, block):
-        return (_states(carry[0], block, A)[-1],), ()
-
-    u = blocks[0]
+    work, u = _work_on_blocks(), blocks[0]
     empty = ops.zeros((*ops.shape(u)[2:5], *A.shape[1:]), dtype=u.dtype)
-    (added,), _ = _over_blocks(step, (empty,), blocks)
+    (added,), _ = over_blocks(lambda carry, block: ((work.last_state(*carry, block, A),), ()), (empty,), blocks)
     return _over_chunks(blocks, A, added, h)
 
 
 def _adjoint_borders(blocks, dy, A, dh):
     """Gradients of the states at the end of each chunk (b, c, g, n, e), and of the initial state."""
+    work = _work_on_blocks()
 
     def step(carry, item):
-        _, dt, _, C, starts, dy = item
-        decay = _decay(dt, starts, A)
-        after = ops.concatenate([decay[1:], ops.ones_like(decay[:1])], axis=0)
-        return (decay[0] * _walk(carry[0], after, C[..., None] * dy[..., None, :], reverse=True)[0],), ()
+        *block, dy = item
+        return (work.adjoint_first_state(*carry, block, dy, A),), ()
 
     empty = ops.zeros((*ops.shape(dy)[2:5], *A.shape[1:]), dtype=dy.dtype)
-    (added,), _ = _over_blocks(step, (empty,), blocks, (dy,), reverse=True)
+    (added,), _ = over_blocks(step, (empty,), blocks, (dy,), reverse=True)
     return _over_chunks(blocks, A, added, dh, reverse=True)
 
 

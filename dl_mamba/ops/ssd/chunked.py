@@ -16,13 +16,13 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
-from dl_mamba.ops.numerics import step_sizes, times, upcast
+from dl_mamba.ops.numerics import scaled_rows, spread, step_sizes, sum_of_rows, upcast
 from dl_mamba.ops.sequence import on_accelerator, size_of
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
 CPU_DECAYS = {"torch": 2**21}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
-ACCELERATOR_CHUNKS = 32  # in a group: up to there one triangular product joins them fastest
+ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
 UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides for when their number is not known
 
 
@@ -38,9 +38,9 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = dt
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
-    y, state = _ssd(times(x, "blhp", scale, "blh"), log_decay, B, C, state, chunk_size)
+    y, state = _ssd(scaled_rows(x, scale), log_decay, B, C, state, chunk_size)
     if D is not None:
-        y = y + times(x, "blhp", D, "h" if len(D.shape) == 1 else "hp")
+        y = y + x * spread(ops.broadcast_to(D[:, None] if len(D.shape) == 1 else D, x.shape[2:]), x)
     return (y if z is None else y * ops.silu(z)), state
 
 
@@ -100,12 +100,12 @@ def _group(carry, tokens, *, size):
         ops.reshape(ops.moveaxis(decay, 3, 2), (batch, chunks, size, *heads)) for decay in (since_start, until_end)
     )
 
-    scores = ops.einsum("bcign,bcjgn->bcgij", C, B)[:, :, :, None] * between
+    scores = between * spread(ops.einsum("bcign,bcjgn->bcgij", C, B)[:, :, :, None], between)
     y = ops.einsum("bcgeij,bcjgep->bcigep", scores, u)
-    added = ops.einsum("bcjgep,bcjgn->bcgepn", times(u, "bcjgep", until_end, "bcjge"), B)
+    added = ops.einsum("bcjgep,bcjgn->bcgepn", scaled_rows(u, until_end), B)
     before, state = _states(state, ops.reshape(added, (batch, chunks, nheads, headdim, d_state)), total, log_decay)
     before = ops.reshape(before, (batch, chunks, *heads, headdim, d_state))
-    y = y + times(ops.einsum("bcign,bcgepn->bcigep", C, before), "bcigep", since_start, "bcige")
+    y = y + scaled_rows(ops.einsum("bcign,bcgepn->bcigep", C, before), since_start)
     return (state,), (ops.reshape(y, (batch, length, nheads, headdim)),)
 
 
@@ -143,7 +143,7 @@ def _decays_backward(residuals, gradients):
     not_before = ops.cast(_not_before(log_decay), log_decay.dtype)
     after = 1.0 - not_before
     until = ops.matmul(dbetween * between, after) + (dsince_start * since_start)[..., None]
-    return (ops.sum(until * not_before, axis=-2) + ops.matmul(duntil_end * between[..., -1, :], after),)
+    return (sum_of_rows(until * not_before) + ops.matmul(duntil_end * between[..., -1, :], after),)
 
 
 _decays = with_gradient(_decays_with_residuals, _decays_backward)
