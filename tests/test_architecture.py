@@ -20,8 +20,8 @@ ROOMS = (
     "pipelines",
     "dl_mamba",
     "heads",
-    "generation",
     "models",
+    "generation",
     "weights",
     "layers",
     "ops",
@@ -38,6 +38,8 @@ PUBLIC = {
     "dl_mamba": (
         "Mamba",
         "Mamba2",
+        "MambaCausalLM",
+        "Mamba2CausalLM",
         "MambaLayer",
         "Mamba2Layer",
         "MambaResidualBlock",
