@@ -31,7 +31,7 @@ ROOMS = (
     "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
-OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy")
+OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy", "tokenizers")
 BACKENDS = ("jax", "tensorflow", "torch")
 
 PUBLIC = {

@@ -1,7 +1,7 @@
 """How the next token is chosen. Every filter keeps the tokens above a threshold; one uniform number draws among them.
 
-The numbers are arguments of the compiled programs, so that another temperature compiles nothing. The uniform numbers come
-from NumPy, so that a seed means the same on every backend, and whether tokens are taken one by one or not.
+The numbers are arguments of the compiled programs, so that another temperature compiles nothing. The uniform numbers
+come from NumPy, so that a seed means the same on every backend, and whether tokens are taken one by one or not.
 """
 
 from __future__ import annotations
