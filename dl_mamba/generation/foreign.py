@@ -36,7 +36,8 @@ def generate_with(request: Request) -> np.ndarray:
             model=model,
         )
 
-    prompt = np.pad(ids, [[0, 0], [0, request.max_new_tokens]], constant_values=request.pad)
+    room = next(i for i in range(len(request.end) + 1) if i not in request.end)  # must not look like an end
+    prompt = np.pad(ids, [[0, 0], [0, request.max_new_tokens]], constant_values=room)
     fixed = np.broadcast_to(np.arange(prompt.shape[1]) < length, prompt.shape)
     key = ("foreign", sampler, length, request.end)
     program = Programs.of(model).compiled(key, run, getattr(sampler, "variables", ()))

@@ -6,6 +6,7 @@ of the repeated part what depends on the weights alone, such as -exp(A_log); tha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -20,17 +21,17 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], args: tuple) -> None:
         import torch
-        from torch.fx.experimental.proxy_tensor import make_fx
         from torch.utils import _pytree as pytree
 
         flat, structure = pytree.tree_flatten(args)
-
-        def flat_function(*tensors):
-            outputs, self._outputs = pytree.tree_flatten(function(*pytree.tree_unflatten(list(tensors), structure)))
-            return outputs
-
+        graph, constants = torch.fx.Graph(), torch.nn.Module()
         with torch.no_grad():
-            self._once, self._repeated = _split(make_fx(flat_function)(*flat))
+            tensors = [tensor.detach() for tensor in flat]  # objects of their own, even if one came twice
+            with _recorder(graph, constants, tensors) as recorder:
+                outputs, self._outputs = pytree.tree_flatten(function(*pytree.tree_unflatten(tensors, structure)))
+        graph.output([recorder.node(tensor) for tensor in outputs])
+        graph.eliminate_dead_code()
+        self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph))
         self._flatten, self._unflatten = pytree.tree_leaves, pytree.tree_unflatten
 
     def bound(self) -> Callable[..., Any]:
@@ -41,46 +42,81 @@ class Recording:
             weights = self._once.forward()
 
         def call(*args):
-            outputs = self._repeated.forward(*self._flatten(args), *weights)
-            return self._unflatten(list(outputs), self._outputs)
+            return self._unflatten(self._repeated.forward(*self._flatten(args), *weights), self._outputs)
 
         return call
 
 
-def _split(traced: Any) -> tuple[Any, Any]:
+def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:
+    """A context in which every kernel becomes a node; a tensor that comes from nowhere is a constant."""
+    import torch
+    from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nodes: dict[int, Any] = {}
+            self.alive: list[Any] = []  # an id must not be given to a second tensor
+            for i, tensor in enumerate(inputs):
+                self.keep(tensor, graph.placeholder(f"input_{i}"))
+
+        def keep(self, tensor: Any, node: Any) -> None:
+            self.nodes[id(tensor)] = node
+            self.alive.append(tensor)
+
+        def node(self, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            if id(value) not in self.nodes:
+                name = f"constant_{len(self.alive)}"
+                constants.register_buffer(name, value.detach())
+                self.keep(value, graph.get_attr(name))
+            return self.nodes[id(value)]
+
+        def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+            node = graph.call_function(kernel, *pytree.tree_map(self.node, (tuple(args), kwargs or {})))
+            result = kernel(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.keep(result, node)
+            elif isinstance(result, tuple | list):
+                for i, tensor in enumerate(result):
+                    self.keep(tensor, graph.call_function(operator.getitem, (node, i)))
+            return result
+
+    return Recorder()
+
+
+def _split(graph: Any) -> tuple[Any, Any]:
     """The part that needs weights only, and the part that takes its results behind the arguments."""
     import torch
 
-    fixed = _fixed(traced.graph)
+    fixed = _fixed(graph)
     once, repeated = torch.fx.Graph(), torch.fx.Graph()
     made: dict[Any, Any] = {}
-    for node in traced.graph.nodes:
-        if node in fixed:
-            made[node] = once.node_copy(node, made.__getitem__)
-    crossing = [node for node in fixed if any(user not in fixed for user in node.users)]
+    for node in fixed:
+        made[node] = once.node_copy(node, made.__getitem__)
+    crossing = [node for node in fixed if any(user not in made for user in node.users)]
     once.output([made[node] for node in crossing])
-    inside = {node: repeated.node_copy(node) for node in traced.graph.nodes if node.op == "placeholder"}
-    for i, node in enumerate(crossing):
-        inside[node] = repeated.placeholder(f"weight_{i}")
-    for node in traced.graph.nodes:
-        if node not in fixed and node.op not in ("placeholder", "output"):
+    inside = {node: repeated.node_copy(node) for node in graph.nodes if node.op == "placeholder"}
+    inside |= {node: repeated.placeholder(f"weight_{i}") for i, node in enumerate(crossing)}
+    for node in graph.nodes:
+        if node not in made and node not in inside:
             inside[node] = repeated.node_copy(node, inside.__getitem__)
-    (result,) = next(node for node in traced.graph.nodes if node.op == "output").args
-    repeated.output([inside[node] for node in result])
-    return torch.fx.GraphModule(traced, once), torch.fx.GraphModule(traced, repeated)
+    return once, repeated
 
 
 def _fixed(graph: Any) -> list[Any]:
-    """Nodes that depend on no argument and are not written to, in order."""
-    fixed: dict[Any, None] = {}
+    """Nodes that depend on no argument, are not written to, and draw no random number, in order."""
+    import torch
+
+    written, fixed = set(), {}
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node in written or (schema is not None and schema.is_mutable):
+            written.update((node, *node.all_input_nodes))
     for node in graph.nodes:
-        if node.op in ("placeholder", "output") or any(_writes(n) for n in (node, *node.users)):
-            continue
-        if all(source in fixed for source in node.all_input_nodes):
+        barred = node in written or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op in ("call_function", "get_attr") and not barred and all(n in fixed for n in node.all_input_nodes):
             fixed[node] = None
     return list(fixed)
-
-
-def _writes(node: Any) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable

@@ -125,7 +125,7 @@ def to_sampler(sampler: Any) -> Any:
         if sampler not in NAMES:
             raise ValueError(f"sampler={sampler!r} is unknown; choose one of {list(NAMES)}, or an object such as TopP.")
         return NAMES[sampler]()
-    if not isinstance(sampler, Sampler) and (isinstance(sampler, type) or not callable(sampler)):
+    if not isinstance(sampler, Sampler) and (sampler in NAMES.values() or not callable(sampler)):
         raise ValueError(f"sampler={sampler!r}; a name, or an object such as TopP(p=0.9) is needed.")
     return sampler
 

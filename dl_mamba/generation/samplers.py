@@ -13,7 +13,7 @@ from typing import Any
 from keras import ops
 
 Carry = dict[str, Any]
-BISECTIONS = 40  # halves the range of the logits down to neighbouring float32 numbers
+BISECTIONS = 32  # halves the range of the logits down to neighbouring float32 numbers
 ALMOST_ONE = 1.0 - 1e-6
 
 
@@ -78,6 +78,7 @@ class Sampler:
     def numbers(self) -> dict[str, float]:
         """The numbers of the filters that are on."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given["top_p"] = None if self.top_p == 1.0 else self.top_p
         return {name: float(value) for name, value in given.items() if value is not None}
 
     def start(self, rows: int) -> Carry:

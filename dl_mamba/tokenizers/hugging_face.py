@@ -85,5 +85,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ModuleNotFoundError('a tokenizer.json needs the library tokenizers: pip install "dl-mamba[hf]"') from error
+        raise ModuleNotFoundError(
+            'a tokenizer.json needs the library tokenizers: pip install "dl-mamba[hf]"'
+        ) from error
     return tokenizers
