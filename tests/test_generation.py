@@ -155,7 +155,7 @@ def kept_by_definition(logits, top_k=None, top_p=None, min_p=None):
 
 @pytest.mark.parametrize(
     "options",
-    [{"top_k": 1}, {"top_k": 7}, {"top_k": 999}, {"top_p": 0.1}, {"top_p": 0.9}, {"top_p": 0.999}, {"min_p": 0.2}]
+    [{"top_k": 1}, {"top_k": 7}, {"top_k": 999}, {"top_p": 0.1}, {"top_p": 0.9}, {"top_p": 0.99}, {"min_p": 0.2}]
     + [{"top_k": 9, "top_p": 0.8}, {"top_k": 20, "top_p": 0.9, "min_p": 0.05}],
 )
 def test_filters_keep_what_their_definitions_keep(options):
