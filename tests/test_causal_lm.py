@@ -13,7 +13,7 @@ MODELS = {"mamba": dl_mamba.MambaCausalLM, "mamba2": dl_mamba.Mamba2CausalLM}
 
 
 def small_lm(family, **options):
-    return perturb(MODELS[family](**{**SMALL_MODEL[family], **options}))
+    return perturb(MODELS[family](**{**SMALL_MODEL[family], "num_layers": 1, **options}))
 
 
 def forward(model, ids, mask=None):
@@ -45,7 +45,7 @@ def loss_of(model, x, y=None, weights=None):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_the_hidden_states_times_the_table_without_the_padding_of_the_vocabulary(family, tied):
-    model = small_lm(family, pad_vocab_size_multiple=8, tie_word_embeddings=tied)
+    model = small_lm(family, pad_vocab_size_multiple=8, tie_word_embeddings=tied, num_layers=2)
     ids = tokens(2, 5)
     outputs = run(lambda ids: model(ids, return_state=True, output_hidden_states=True), ids)
     weights = {name: numpy(v.value) for name, v in model.pretrained_variables().items()}
@@ -58,7 +58,7 @@ def test_logits_are_the_hidden_states_times_the_table_without_the_padding_of_the
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pretrained_variables_name_every_weight_once(family):
-    model = small_lm(family, tie_word_embeddings=False)
+    model = small_lm(family, tie_word_embeddings=False, num_layers=2)
     names = model.pretrained_variables()
     assert len({id(v) for v in names.values()}) == len(model.weights) == len(names)
     assert {"embedding/embeddings", "final_norm/scale", "layers/1/mixer/in_proj/kernel", "lm_head/kernel"} <= set(names)
@@ -111,7 +111,7 @@ def test_packed_documents_have_the_losses_of_separate_ones():
 
 def test_fit_on_ids_learns_to_count_and_reports_loss_and_perplexity():
     keras.utils.set_random_seed(0)
-    model = MODELS["mamba2"](**SMALL_MODEL["mamba2"])
+    model = MODELS["mamba2"](**{**SMALL_MODEL["mamba2"], "num_layers": 1})
     ids = (np.arange(8)[None] + np.arange(32)[:, None]).astype("int32") % 11
     model.compile(keras.optimizers.Adam(3e-2))
     history = model.fit(ids, batch_size=16, epochs=15, verbose=0).history

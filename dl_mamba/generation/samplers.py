@@ -208,12 +208,14 @@ def threshold(logits: Any, numbers: Carry) -> Any:
 def _largest(logits: Any, weights: Any, wanted: Any, low: Any, high: Any) -> Any:
     """The largest t for which the weights of logits >= t sum to what is wanted, by bisection."""
     enough_at = lambda t: ops.sum(ops.where(logits >= t, weights, 0.0), axis=-1, keepdims=True) >= wanted  # noqa: E731
-    low = ops.where(enough_at(high), high, low)
-    for _ in range(BISECTIONS):
+
+    def halve(_, bounds):
+        low, high = bounds
         middle = low + (high - low) * 0.5
         enough = enough_at(middle)
-        low, high = ops.where(enough, middle, low), ops.where(enough, high, middle)
-    return low
+        return ops.where(enough, middle, low), ops.where(enough, high, middle)
+
+    return ops.fori_loop(0, BISECTIONS, halve, (ops.where(enough_at(high), high, low), high))[0]
 
 
 def sampled(logits: Any, kept: Any, draw: Any) -> Any:
