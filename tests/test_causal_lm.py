@@ -177,3 +177,15 @@ def test_a_state_carries_gradients_from_piece_to_piece():
         return ops.concatenate([first["logits"], model(ids[:, 3:], state=first["state"])["logits"]], axis=1)
 
     assert_close(run(halves, ids), forward(model, ids), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_logits_of_a_model_quantized_to_int8_stay_close_and_int4_says_why_not():
+    model, ids = small_lm("mamba"), tokens(2, 5)
+    wanted = forward(model, ids)
+    model.quantize("int8")
+    assert relative_error(forward(model, ids), wanted) < 0.1  # 8 bits in the embedding, twice, and in four projections
+    other = small_lm("mamba")
+    other.quantize("int4")
+    with pytest.raises(ValueError, match="quantized to 'int4'.*choose 'int8'"):
+        other(ids)

@@ -90,7 +90,9 @@ def fork(memory: Memory, copies: int) -> Memory:
     3
     """
     check_count("copies", copies)
-    return memory if copies == 1 else keras.tree.map_structure(lambda x: ops.repeat(x, copies, axis=0), memory)
+    if copies == 1:
+        return memory
+    return keras.tree.map_structure(lambda x: None if x is None else ops.repeat(x, copies, axis=0), memory)
 
 
 def as_texts(prompts: Any) -> list[str] | None:

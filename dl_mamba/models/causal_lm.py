@@ -95,12 +95,20 @@ class CausalLM(keras.Model):
 
     def logits(self, hidden: Any) -> Any:
         """Hidden states (..., d_model) to logits (..., vocab_size) in float32, without the vocabulary's padding."""
-        if self.lm_head is not None:
-            logits = self.lm_head(hidden)
-        else:
-            table = ops.cast(self.backbone.embedding.embeddings, self.compute_dtype)
-            logits = ops.matmul(hidden, ops.transpose(table))
+        logits = self._tied_logits(hidden) if self.lm_head is None else self.lm_head(hidden)
         return ops.cast(logits[..., : self.config.vocab_size], "float32")
+
+    def _tied_logits(self, hidden: Any) -> Any:
+        embedding = self.backbone.embedding
+        logits = ops.matmul(hidden, ops.transpose(ops.cast(embedding.embeddings, self.compute_dtype)))
+        if embedding.quantization_mode is None:
+            return logits
+        if embedding.quantization_mode != "int8":
+            raise ValueError(
+                f"the embedding is quantized to {embedding.quantization_mode!r}, and the logits are tied to it; choose "
+                "'int8', or a model with tie_word_embeddings=False."
+            )
+        return ops.cast(logits, "float32") / embedding.embeddings_scale  # one scale a row
 
     def next_logits(self, ids: Any, mask: Any, state: Any) -> tuple[Any, Any]:
         """Logits (batch, vocab_size) behind the last column, which must be real in each row, and the new state."""
