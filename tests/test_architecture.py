@@ -20,8 +20,8 @@ ROOMS = (
     "pipelines",
     "dl_mamba",
     "heads",
-    "generation",
     "models",
+    "generation",
     "weights",
     "layers",
     "ops",
@@ -31,13 +31,15 @@ ROOMS = (
     "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
-OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy")
+OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy", "tokenizers")
 BACKENDS = ("jax", "tensorflow", "torch")
 
 PUBLIC = {
     "dl_mamba": (
         "Mamba",
         "Mamba2",
+        "MambaCausalLM",
+        "Mamba2CausalLM",
         "MambaLayer",
         "Mamba2Layer",
         "MambaResidualBlock",

@@ -64,10 +64,15 @@ class Backbone(keras.Model):
         Raises:
             ValueError: the variant or an option is unknown.
         """
+        return cls(**{**cls.variant_options(variant, vocab_size), **overrides})
+
+    @classmethod
+    def variant_options(cls, variant: str, vocab_size: int | None = None) -> dict[str, Any]:
+        """The options of a variant; the arguments are those of `from_variant`."""
         options = variants.find(cls.family, variant).to_dict()
         if vocab_size is not None:
             options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
-        return cls(**{**options, **overrides})
+        return options
 
     def build(self, input_shape: Any = None) -> None:
         shape = (None, None, self.config.d_model)
@@ -122,6 +127,10 @@ class Backbone(keras.Model):
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
         """The empty state of a batch: one `MixerState` of zeros for each layer."""
         return tuple(block.initial_state(batch_size) for block in self.blocks)
+
+    def pretrained_variables(self) -> dict[str, keras.Variable]:
+        """The weights by the names that checkpoints know, e.g. `layers/3/mixer/in_proj/kernel`."""
+        return {variable.path.removeprefix(f"{self.path}/"): variable for variable in self.weights}
 
     def get_config(self) -> dict[str, Any]:
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
