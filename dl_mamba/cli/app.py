@@ -162,7 +162,7 @@ def _session(say: bool = True) -> Iterator[None]:
 
 def _terminate(number: int, frame: Any) -> None:
     """End at once, and leave nothing half-written: an exception would be lost where Python code runs in a callback."""
-    from dl_mamba.pipelines.files import discard_unfinished
+    from dl_mamba.weights.publishing import discard_unfinished
 
     discard_unfinished()
     Console(stderr=True).show_cursor()

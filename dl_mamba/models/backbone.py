@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import keras
@@ -13,9 +14,11 @@ from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.models.inputs import read_inputs
+from dl_mamba.models.pretrained import Pretrained
+from dl_mamba.weights import Checkpoint, resolve
 
 
-class Backbone(keras.Model):
+class Backbone(Pretrained, keras.Model):
     """Base of `Mamba` and `Mamba2`."""
 
     family: str
@@ -53,21 +56,29 @@ class Backbone(keras.Model):
         return variants.FAMILIES[cls.family]
 
     @classmethod
-    def from_variant(cls, variant: str, /, vocab_size: int | None = None, **overrides: Any) -> Self:
-        """A model of a released size, with fresh weights.
+    def from_variant(
+        cls, variant: str, /, vocab_size: int | None = None, *, weights: str | Path | None = None, **overrides: Any
+    ) -> Self:
+        """A model of a released size, with fresh weights or with published ones.
 
         Args:
             variant: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
             vocab_size: rows of the embedding; the released (padded) vocabulary if None.
+            weights: folder or hub repository of a checkpoint of that very size, as `from_pretrained` takes it.
             **overrides: any other option of the class.
 
         Raises:
-            ValueError: the variant or an option is unknown.
+            ValueError: the variant or an option is unknown, or the checkpoint is that of another model.
         """
         options = variants.find(cls.family, variant).to_dict()
         if vocab_size is not None:
             options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
-        return cls(**{**options, **overrides})
+        if weights is None:
+            return cls(**{**options, **overrides})
+        checkpoint = Checkpoint(resolve(weights))
+        model = cls(**{**options, **overrides})
+        model.assign_pretrained(checkpoint)
+        return model
 
     def build(self, input_shape: Any = None) -> None:
         shape = (None, None, self.config.d_model)
