@@ -124,8 +124,8 @@ def _expand(keys: dict[str, Any], d_model: Any, kind: str) -> Any:
     return inner / d_model if inner % d_model else inner // d_model
 
 
-def write(header: Header) -> dict[str, Any]:
-    """The config of transformers for a model.
+def write(header: Header, dtype: str) -> dict[str, Any]:
+    """The config of transformers for a model, which transformers then loads in `dtype`.
 
     Raises:
         CheckpointError: lists the options that transformers has no words for.
@@ -146,7 +146,7 @@ def write(header: Header) -> dict[str, Any]:
         keys |= {"time_step_rank": config.dt_width, "intermediate_size": config.d_inner}
         architecture = {"mamba": "MambaForCausalLM", "falcon_mamba": "FalconMambaForCausalLM"}[kind]
     named = {"architectures": [architecture], "model_type": kind, "tie_word_embeddings": header.tied is not False}
-    return {**named, **keys, **header.carried}
+    return {**named, "dtype": dtype, **keys, **header.carried}
 
 
 def _unsaid(config: BackboneConfig) -> list[str]:

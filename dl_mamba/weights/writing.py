@@ -66,11 +66,11 @@ def write_checkpoint(
     """
     if format not in FORMATS:
         raise CheckpointError(f"format={format!r} is unknown; choose one of {list(FORMATS)}.")
-    keys = {"hf": huggingface.write, "mamba_ssm": mamba_ssm.write}[format](header)
     weights = weights_of(header.config, not header.tied)
     odd = sorted(set(weights) ^ set(dtypes))
     if odd:
         raise CheckpointError(f"the model's weights are not those of its config; these are in one only: {odd}.")
+    keys = huggingface.write(header, dtypes[EMBEDDING]) if format == "hf" else mamba_ssm.write(header)
     names = {_file_name(format, weight.file_name): name for name, weight in weights.items()}
     specs = {stored: Spec(dtypes[name], weights[name].file_shape) for stored, name in names.items()}
     folder = _prepared(Path(folder), format)
