@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,3 @@ def gradients(model: torch.nn.Module, ids: np.ndarray, weights: np.ndarray) -> d
     loss = torch.sum(model(torch.tensor(ids), use_cache=False).logits * torch.tensor(weights))
     loss.backward()
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
-
-
-def lengths(chunk: int) -> Iterable[int]:
-    """Shorter than a chunk, one chunk, one more, and no multiple of it."""
-    return (1, 3, chunk, chunk + 1, 3 * chunk - 1)

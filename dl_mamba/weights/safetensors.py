@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dl_mamba.weights.errors import CheckpointError
-from dl_mamba.weights.stored import DTYPES, Spec, TensorFile
+from dl_mamba.weights.stored import DTYPES, Spec, TensorFile, raw_bytes
 
 NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
@@ -105,4 +105,4 @@ def write(path: Path, specs: Mapping[str, Spec], read: Callable[[str], np.ndarra
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, spec in specs.items():
-            file.write(memoryview(np.ascontiguousarray(read(name), DTYPES[spec.dtype]).view("uint8")).cast("B"))
+            file.writelines(raw_bytes(read(name), spec.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ DTYPES = {
     "float16": np.dtype("float16"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+BLOCK = 1 << 20  # numbers that are cast and written at once
 
 
 class Spec(NamedTuple):
@@ -34,6 +35,14 @@ class Spec(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+
+def raw_bytes(array: np.ndarray, dtype: str) -> Iterator[memoryview]:
+    """The bytes of a tensor as a file holds it, a few rows at a time: a cast or transposed copy is never whole."""
+    rows = max(1, len(array) * BLOCK // max(1, array.size))
+    for start in range(0, len(array), rows):
+        block = np.ascontiguousarray(array[start : start + rows], DTYPES[dtype])
+        yield memoryview(block.view("uint8")).cast("B")
 
 
 class TensorFile(ABC):

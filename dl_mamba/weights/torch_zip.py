@@ -11,14 +11,14 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dl_mamba.weights.errors import CheckpointError
-from dl_mamba.weights.stored import DTYPES, Spec, TensorFile
+from dl_mamba.weights.stored import DTYPES, Spec, TensorFile, raw_bytes
 
 STORAGES = {
     "float64": "DoubleStorage",
@@ -133,21 +133,19 @@ def write(
     names = {**dict(zip(specs, specs, strict=True)), **(aliases or {})}
     entries = [(name, keys[source], specs[source]) for name, source in names.items()]
     with zipfile.ZipFile(path, "w") as archive:
-        _add(archive, "data.pkl", _pickled(entries))
-        _add(archive, "byteorder", b"little")
+        for name, data in (("data.pkl", _pickled(entries)), ("byteorder", b"little"), ("version", b"3\n")):
+            _add(archive, name, len(data), [data])
         for name, spec in specs.items():
-            array = np.ascontiguousarray(read(name), DTYPES[spec.dtype])
-            _add(archive, f"data/{keys[name]}", memoryview(array.view("uint8")).cast("B"))
-        _add(archive, "version", b"3\n")
+            _add(archive, f"data/{keys[name]}", spec.nbytes, raw_bytes(read(name), spec.dtype))
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+def _add(archive: zipfile.ZipFile, name: str, size: int, data: Iterable[bytes | memoryview]) -> None:
     record = zipfile.ZipInfo(f"archive/{name}")
-    record.file_size = len(data)
+    record.file_size = size
     before = archive.fp.tell() + 30 + len(record.filename) + 4  # the local header, its name, the padding's own header
     record.extra = struct.pack("<HH", 0x4246, -before % ALIGNMENT) + b"Z" * (-before % ALIGNMENT)
     with archive.open(record, "w") as file:
-        file.write(data)
+        file.writelines(data)
 
 
 def _pickled(entries: list[tuple[str, str, Spec]]) -> bytes:
