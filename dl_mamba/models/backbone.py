@@ -10,6 +10,7 @@ from keras import ops
 
 from dl_mamba import variants
 from dl_mamba.config import BackboneConfig
+from dl_mamba.layers import initializers
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
@@ -40,7 +41,7 @@ class Backbone(Pretrained, keras.Model):
         self.embedding = keras.layers.Embedding(
             config.embedding_rows,
             config.d_model,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            embeddings_initializer=initializers.normal(0.02),
             dtype=self.variable_dtype,
             name="embedding",
         )
@@ -73,12 +74,8 @@ class Backbone(Pretrained, keras.Model):
         options = variants.find(cls.family, variant).to_dict()
         if vocab_size is not None:
             options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
-        if weights is None:
-            return cls(**{**options, **overrides})
-        checkpoint = Checkpoint(resolve(weights))
-        model = cls(**{**options, **overrides})
-        model.assign_pretrained(checkpoint)
-        return model
+        options |= overrides
+        return cls(**options) if weights is None else cls._with_weights_of(Checkpoint(resolve(weights)), options)
 
     def build(self, input_shape: Any = None) -> None:
         shape = (None, None, self.config.d_model)

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from dl_mamba.config import BackboneConfig
+from dl_mamba.layers import initializers
 from dl_mamba.weights import Checkpoint, CheckpointError, Header, resolve, write_checkpoint
 
 # Initial values, and chunk_size, which changes no result: a model may differ from a checkpoint in these.
@@ -74,7 +75,12 @@ class Pretrained:
         told = {"tie_word_embeddings": checkpoint.tied} if cls.has_logits else {}
         if dtype is not None:
             told["dtype"] = dtype
-        model = cls(**{**checkpoint.config.to_dict(), **told, **options})
+        return cls._with_weights_of(checkpoint, {**checkpoint.config.to_dict(), **told, **options})
+
+    @classmethod
+    def _with_weights_of(cls, checkpoint: Checkpoint, options: dict[str, Any]) -> Self:
+        with initializers.zeros_instead():
+            model = cls(**options)
         model.assign_pretrained(checkpoint)
         return model
 
