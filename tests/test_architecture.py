@@ -31,7 +31,10 @@ ROOMS = (
     "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
-OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy", "tokenizers")
+OPTIONAL = (
+    *("matplotlib", "pandas", "typer", "rich", "sklearn", "scipy"),
+    *("keras_hub", "transformers", "safetensors", "huggingface_hub", "tokenizers"),
+)
 BACKENDS = ("jax", "tensorflow", "torch")
 
 PUBLIC = {

@@ -11,10 +11,11 @@ from dl_mamba.heads.text_classifier import Classifier
 from dl_mamba.pipelines import fitting, plots, prediction, training
 from dl_mamba.pipelines.demo import run_demo
 from dl_mamba.pipelines.errors import InputError, require
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination
 from dl_mamba.pipelines.recipe import TEXT, Recipe
 from dl_mamba.pipelines.splits import class_names, stratified_split
 from dl_mamba.pipelines.tables import Examples, read_examples
+from dl_mamba.weights.publishing import published
 
 ROWS = [("a fine film", "good"), ('so "so", really', "bad"), ("null", "bad"), ("déjà vu", "good")] * 3
 SMALL = Recipe(options={"d_model": 8, "num_layers": 1, "d_state": 4, "headdim": 8}, epochs=2, batch_size=8)

@@ -26,6 +26,10 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Option(help="Training data: .csv, .tsv, .jsonl or .parquet.", show_default=False)]
 Column = Annotated[str | None, typer.Option(help="Name of the column in the file's header.", show_default=False)]
 Family = Annotated[str | None, typer.Option(help="mamba or mamba2.", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(help="Folder, hub repository such as state-spaces/mamba-130m-hf, or .keras file.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False)]
 
 
 @app.command()
@@ -117,6 +121,39 @@ def predict(
 
 
 @app.command()
+def convert(
+    source: Source,
+    destination: Annotated[str, typer.Argument(help="Folder to write, or a .keras file.", show_default=False)],
+    format: Annotated[str | None, typer.Option(help="hf, mamba_ssm or keras; by the name of DESTINATION.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as it is if not given.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Write a published checkpoint in another format."""
+    with _session(say=False):
+        from dl_mamba.pipelines.checkpoints import convert as run
+
+        lines = run(source, destination, format=format, dtype=dtype, revision=revision)
+    _show(lines)
+
+
+@app.command()
+def inspect(source: Source, revision: Revision = None) -> None:
+    """Show config and tensors of a published checkpoint, and what would be loaded as what."""
+    with _session(say=False):
+        from dl_mamba.pipelines.checkpoints import inspect as run
+        from dl_mamba.weights import Checkpoint, resolve
+
+        checkpoint = Checkpoint(resolve(source, revision))
+        found = run(checkpoint)
+        _show({**found.lines, "options": ", ".join(f"{name}={value!r}" for name, value in found.options.items())})
+        rows = [(f"{count}x", *cells) for count, *cells in found.tensors]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        checkpoint.check()
+
+
+@app.command()
 def variants(family: Family = None) -> None:
     """List the sizes that --variant takes."""
     with _session(say=False):
@@ -153,16 +190,17 @@ def _session(say: bool = True) -> Iterator[None]:
     if say:
         print(f"backend: {BACKEND} ({REASON})", file=sys.stderr)
     from dl_mamba.pipelines.errors import InputError
+    from dl_mamba.weights import CheckpointError
 
     try:
         yield
-    except InputError as error:
+    except (InputError, CheckpointError) as error:
         _fail(error)
 
 
 def _terminate(number: int, frame: Any) -> None:
     """End at once, and leave nothing half-written: an exception would be lost where Python code runs in a callback."""
-    from dl_mamba.pipelines.files import discard_unfinished
+    from dl_mamba.weights.publishing import discard_unfinished
 
     discard_unfinished()
     Console(stderr=True).show_cursor()

@@ -7,18 +7,17 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from dl_mamba import variants
-from dl_mamba.config import BackboneConfig
+from dl_mamba.layers import initializers
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.models.inputs import read_inputs
+from dl_mamba.models.pretrained import Pretrained
 
 
-class Backbone(keras.Model):
+class Backbone(Pretrained, keras.Model):
     """Base of `Mamba` and `Mamba2`."""
 
-    family: str
     block_class: type[ResidualBlock]
 
     def __init__(
@@ -37,7 +36,7 @@ class Backbone(keras.Model):
         self.embedding = keras.layers.Embedding(
             config.embedding_rows,
             config.d_model,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            embeddings_initializer=initializers.normal(0.02),
             dtype=self.variable_dtype,
             name="embedding",
         )
@@ -46,33 +45,6 @@ class Backbone(keras.Model):
         ]
         self.final_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="final_norm")
         self.build()
-
-    @classmethod
-    def config_class(cls) -> type[BackboneConfig]:
-        """The config class of the family."""
-        return variants.FAMILIES[cls.family]
-
-    @classmethod
-    def from_variant(cls, variant: str, /, vocab_size: int | None = None, **overrides: Any) -> Self:
-        """A model of a released size, with fresh weights.
-
-        Args:
-            variant: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
-            vocab_size: rows of the embedding; the released (padded) vocabulary if None.
-            **overrides: any other option of the class.
-
-        Raises:
-            ValueError: the variant or an option is unknown.
-        """
-        return cls(**{**cls.variant_options(variant, vocab_size), **overrides})
-
-    @classmethod
-    def variant_options(cls, variant: str, vocab_size: int | None = None) -> dict[str, Any]:
-        """The options of a variant; the arguments are those of `from_variant`."""
-        options = variants.find(cls.family, variant).to_dict()
-        if vocab_size is not None:
-            options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
-        return options
 
     def build(self, input_shape: Any = None) -> None:
         shape = (None, None, self.config.d_model)
@@ -127,10 +99,6 @@ class Backbone(keras.Model):
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
         """The empty state of a batch: one `MixerState` of zeros for each layer."""
         return tuple(block.initial_state(batch_size) for block in self.blocks)
-
-    def pretrained_variables(self) -> dict[str, keras.Variable]:
-        """The weights by the names that checkpoints know, e.g. `layers/3/mixer/in_proj/kernel`."""
-        return {variable.path.removeprefix(f"{self.path}/"): variable for variable in self.weights}
 
     def get_config(self) -> dict[str, Any]:
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}

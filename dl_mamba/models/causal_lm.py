@@ -16,13 +16,15 @@ from dl_mamba.models.backbone import Backbone
 from dl_mamba.models.loss import Perplexity, following, next_tokens, token_losses, weighted_mean
 from dl_mamba.models.mamba import Mamba
 from dl_mamba.models.mamba2 import Mamba2
+from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
 
 
-class CausalLM(keras.Model):
+class CausalLM(Pretrained, keras.Model):
     """Base of `MambaCausalLM` and `Mamba2CausalLM`."""
 
     backbone_class: type[Backbone]
+    has_logits = True
 
     def __init__(
         self,
@@ -59,15 +61,6 @@ class CausalLM(keras.Model):
     def config(self) -> Any:
         """The config of the backbone."""
         return self.backbone.config
-
-    @classmethod
-    def from_variant(cls, variant: str, /, vocab_size: int | None = None, **overrides: Any) -> Self:
-        """A model of a released size, with fresh weights; the arguments are those of the backbone's `from_variant`.
-
-        Raises:
-            ValueError: the variant or an option is unknown.
-        """
-        return cls(**{**cls.backbone_class.variant_options(variant, vocab_size), **overrides})
 
     def build(self, input_shape: Any = None) -> None:
         if self.lm_head is not None:
@@ -250,6 +243,7 @@ class MambaCausalLM(CausalLM):
     ['loss', 'perplexity']
     """
 
+    family = "mamba"
     backbone_class = Mamba
 
 
@@ -272,4 +266,5 @@ class Mamba2CausalLM(CausalLM):
     (1, 3, 11)
     """
 
+    family = "mamba2"
     backbone_class = Mamba2

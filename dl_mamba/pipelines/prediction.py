@@ -14,8 +14,9 @@ import numpy as np
 from dl_mamba.heads.sequence_classifier import SequenceClassifier
 from dl_mamba.heads.text_classifier import Classifier, TextClassifier
 from dl_mamba.pipelines.errors import InputError, require
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination
 from dl_mamba.pipelines.tables import read_examples
+from dl_mamba.weights.publishing import published
 
 KINDS = {"text": TextClassifier, "numbers": SequenceClassifier}
 OUT_SUFFIXES = (".csv", ".jsonl", ".parquet")

@@ -17,10 +17,11 @@ from dl_mamba.pipelines import fitting, plots
 from dl_mamba.pipelines.baseline import bag_of_words_accuracy
 from dl_mamba.pipelines.environment import versions
 from dl_mamba.pipelines.errors import InputError
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination
 from dl_mamba.pipelines.recipe import NUMBERS, TEXT, Recipe
 from dl_mamba.pipelines.splits import class_names, class_numbers, stratified_split
 from dl_mamba.pipelines.tables import Examples, read_examples
+from dl_mamba.weights.publishing import published
 
 RECIPES = {"text": TEXT, "numbers": NUMBERS}
 
