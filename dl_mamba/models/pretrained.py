@@ -1,6 +1,4 @@
-"""Released sizes, and published weights in and out, for every model that names its variables as the tables of
-`dl_mamba.weights` do.
-"""
+"""Released sizes, and published weights in and out, of models whose variables have the names of `dl_mamba.weights`."""
 
 from __future__ import annotations
 
