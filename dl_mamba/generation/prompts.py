@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+SHORTEST = 16  # tokens of a compiled program that reads a prompt
+
 
 class Prompts(NamedTuple):
     """Rows of ids.
@@ -93,13 +95,14 @@ def chunks(ids: np.ndarray, mask: np.ndarray, size: int, compiled: bool) -> Iter
     Args:
         ids, mask: (batch, length), packed to the right.
         size: tokens of a piece.
-        compiled: whether a new length costs a compilation. If so, the first piece gets padding up to a power of two.
+        compiled: whether a new length costs a compilation. If so, the first piece gets padding up to a power of two,
+            at least `SHORTEST`.
 
     Yields:
         Ids (batch, n) and their mask, None where all are real.
     """
     first = ids.shape[1] % size
-    padding = (1 << (first - 1).bit_length()) - first if compiled and first else 0
+    padding = min(size, max(SHORTEST, 1 << (first - 1).bit_length())) - first if compiled and first else 0
     ids, mask = (np.pad(part, [[0, 0], [padding, 0]]) for part in (ids, mask))
     first += padding
     for end in range(first or size, ids.shape[1] + 1, size):
