@@ -71,6 +71,11 @@ def plus(x: Tensor, w: Tensor) -> Tensor:
     return with_gradient(lambda x, w: ((x + w,), ()), backward)(x, w)[0]
 
 
+def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """y + a b, which torch puts in the place of y; for functions whose gradient is written by hand."""
+    return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b
+
+
 def _broadcast_rows(x: Tensor, w: Tensor) -> tuple[int, int, int] | None:
     """The shape of x as (before, along, after) the neighbouring axes that w lacks, where sums along them are slow."""
     narrow = (1,) * (len(x.shape) - len(w.shape)) + tuple(w.shape)

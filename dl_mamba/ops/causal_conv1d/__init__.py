@@ -41,7 +41,7 @@ def causal_conv1d(
         mask: (batch, length), true at real tokens. Padding is passed over, wherever it stands: windows hold the last
             real tokens of the row, and the output at padding is 0.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` or `"chunked"`.
+        implementation: `"auto"`, `"reference"` or `"chunked"` (shifted products; its gradient can be taken once).
 
     Returns:
         y (batch, length, channels) in the dtype of `x`, or (y, final_state) with the state in the dtype of `x`.

@@ -5,9 +5,11 @@ With a mask each row is first left-aligned, so that the window of a token holds 
 
 from __future__ import annotations
 
+import keras
 from keras import ops
 
-from dl_mamba.ops.numerics import plus, spread, upcast
+from dl_mamba.ops.loops import with_gradient
+from dl_mamba.ops.numerics import plus, plus_product, sum_of_rows, upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
 
@@ -36,18 +38,60 @@ def _number_documents(starts, history):
 
 
 def _convolve(tokens, weight, documents):
+    """(b, history + l, c), (history + 1, c) -> (b, l, c)."""
+    tokens = ops.cast(tokens, weight.dtype)
+    if documents is None and isinstance(tokens.shape[1], int) and tokens.shape[1] == weight.shape[0]:
+        return ops.sum(tokens * weight, axis=1, keepdims=True)  # one token, one window
+    documents = None if documents is None else ops.cast(documents, weight.dtype)
+    return _products(tokens, weight, documents)[0]
+
+
+def _forward(tokens, weight, documents):
     history = weight.shape[0] - 1
-    if documents is None and isinstance(tokens.shape[1], int) and tokens.shape[1] == history + 1:
-        return ops.sum(ops.cast(tokens, weight.dtype) * weight, axis=1, keepdims=True)  # one token, one window
-    now = ops.cast(tokens[:, history:], weight.dtype)
-    y = now * spread(weight[history], now)
+    y = tokens[:, history:] * weight[history]
     for k in range(history):
-        behind = slice(k, k - history)  # counted from the end, so that it needs no length
-        tap = ops.cast(tokens[:, behind], weight.dtype)
-        if documents is not None:
-            tap = ops.where(ops.equal(documents[:, behind], documents[:, history:])[..., None], tap, 0.0)
-        y = y + tap * spread(weight[k], tap)
-    return y
+        y = plus_product(y, _tap(tokens, k, history, documents), weight[k])
+    return (y,), (tokens, weight) if documents is None else (tokens, weight, documents)
+
+
+def _backward(residuals, gradients):
+    tokens, weight, *documents = residuals
+    documents = documents[0] if documents else None
+    (dy,) = gradients
+    history = weight.shape[0] - 1
+    dtokens = ops.pad(dy * weight[history], [[0, 0], [history, 0], [0, 0]])
+    dweight = [_sum_over_tokens(tokens[:, history:] * dy)]
+    for k in reversed(range(history)):
+        tap_dy = _same_document(dy, k, history, documents)
+        dtokens = _plus_shifted(dtokens, tap_dy, weight[k], k, history)
+        dweight.append(_sum_over_tokens(tokens[:, k : k - history] * tap_dy))
+    return dtokens, ops.stack(dweight[::-1]), None if documents is None else ops.zeros_like(documents)
+
+
+_products = with_gradient(_forward, _backward)
+
+
+def _tap(tokens, k, history, documents):
+    """The tokens that meet tap k, zeros where they belong to another document."""
+    return _same_document(tokens[:, k : k - history], k, history, documents)
+
+
+def _same_document(x, k, history, documents):
+    if documents is None:
+        return x
+    return ops.where(ops.equal(documents[:, k : k - history], documents[:, history:])[..., None], x, 0.0)
+
+
+def _plus_shifted(total, x, w, k, history):
+    """total[:, k : k + l] + x w, which torch does in place."""
+    if keras.backend.backend() == "torch":
+        total[:, k : k - history].addcmul_(x, w)
+        return total
+    return total + ops.pad(x * w, [[0, 0], [k, history - k], [0, 0]])
+
+
+def _sum_over_tokens(x):
+    return sum_of_rows(ops.reshape(x, (-1, x.shape[-1])))
 
 
 def _final_window(tokens, documents, mask, history):
