@@ -39,7 +39,7 @@ wheel: .venv/test/ready
 	KERAS_BACKEND=jax $(BIN)/pytest -q tests/wheel_check.py
 
 .venv/demo/ready: EXTRAS := demo
-.venv/test/ready: EXTRAS := demo,tensorflow-cpu,torch,export,dev
+.venv/test/ready: EXTRAS := demo,tensorflow-cpu,torch,export,bench,dev
 
 .venv/%/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dl-mamba needs Python 3.11 or newer; $(PYTHON) is " \

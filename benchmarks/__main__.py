@@ -26,9 +26,9 @@ def main(
     suites: Names = None,
     backend: Annotated[list[str] | None, typer.Option(help="jax, tensorflow or torch; all if not given.")] = None,
     only: Annotated[str, typer.Option(help="Comparisons whose title contains this, e.g. 'mamba2, 4 x 768'.")] = "",
-    rounds: Annotated[int, typer.Option(help="Runs of each contender.")] = 7,
-    cores: Annotated[int, typer.Option(help="Threads for each contender.")] = os.cpu_count() or 1,
-    limit: Annotated[float, typer.Option(help="Seconds that one run may take.")] = 900.0,
+    rounds: Annotated[int, typer.Option(help="Runs of each contender.", min=1)] = 7,
+    cores: Annotated[int, typer.Option(help="Threads for each contender.", min=1)] = os.cpu_count() or 1,
+    limit: Annotated[float, typer.Option(help="Seconds that one run may take.", min=1)] = 900.0,
     revision: Annotated[str, typer.Option(help="Also measure this git revision of the library.")] = "",
     csv: Annotated[Path | None, typer.Option(help="Write every run here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (PNG).")] = None,
@@ -36,24 +36,26 @@ def main(
     """Time ours and the peers in one run, after comparing their results."""
     backends = _known("--backend", backend or BACKENDS, BACKENDS)
     chosen = _known("SUITE", suites or SUITES, tuple(SUITES))
+    wanted = [each for suite in chosen for each in SUITES[suite](backends, revision) if only in each.title]
+    if not wanted:
+        raise typer.BadParameter(
+            f"no comparison of {', '.join(chosen)} on {', '.join(backends)} has {only!r} in its title; a title is "
+            f"e.g. {next(SUITES['model'](BACKENDS, '')).title!r}.",
+            param_hint="--only",
+        )
     console, progress, results = Console(width=200), Console(stderr=True), []
     console.print(report.machine(cores))
     with tempfile.TemporaryDirectory() as folder:
         checkouts = {revision: _check_out(revision, Path(folder))} if revision else {}
-        for suite in chosen:
-            for comparison in SUITES[suite](backends, revision):
-                if only not in comparison.title or not comparison.cases:
-                    continue
-                with progress.status("") as status:
-                    say = lambda text, status=status, title=comparison.title: status.update(f"{title}: {text}")  # noqa: E731
-                    rows = compare(
-                        comparison.cases, rounds=rounds, cores=cores, limit=limit, checkouts=checkouts, say=say
-                    )
-                console.print(report.table(comparison, rows))
-                results.append((comparison, rows))
-    grown = {each.title for each in SUITES["scaling"](backends, revision) if each.cases[0].work == "forward"}
-    if "scaling" in chosen:
-        console.print(report.slopes([row for each, rows in results if each.title in grown for row in rows]))
+        for comparison in wanted:
+            with progress.status("") as status:
+                say = lambda text, status=status, title=comparison.title: status.update(f"{title}: {text}")  # noqa: E731
+                rows = compare(comparison.cases, rounds=rounds, cores=cores, limit=limit, checkouts=checkouts, say=say)
+            console.print(report.table(comparison, rows))
+            results.append((comparison, rows))
+    growing = [row for comparison, rows in results for row in rows if comparison.growing]
+    if growing:
+        console.print(report.slopes(growing))
     if csv:
         report.write_csv(csv, results)
     if plot:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.case import Case
 
@@ -19,11 +19,13 @@ class Comparison:
         title: heading of the table.
         cases: contenders; results are compared with those of the first.
         against: contenders that get a column with their time divided by that of the row.
+        growing: one of several that differ in length alone.
     """
 
     title: str
     cases: tuple[Case, ...]
     against: tuple[str, ...]
+    growing: bool = False
 
 
 def _comparison(
@@ -101,17 +103,18 @@ def scaling(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     for family in FAMILIES:
         for length in (1024, 4096, 16384, 65536):
             size = {"family": family, "work": "forward", "length": length, **small}
-            yield _comparison(size, backends, revision=revision)
+            yield replace(_comparison(size, backends, revision=revision), growing=True)
     for family in FAMILIES:
         yield _comparison({"family": family, "work": "stream", "length": 2**20, **small}, backends, revision=revision)
 
 
 def compilation(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
-    """The first training step of deep models, compilation included."""
-    for layers in (24, 48):
+    """The first training step of deep models, compilation included; torch compiles nothing."""
+    compiling = [backend for backend in backends if backend != "torch"]
+    for layers in (24, 48) if compiling else ():
         for family in reversed(FAMILIES):
             size = {"family": family, "work": "step", "batch": 2, "length": 256, "num_layers": layers}
-            yield _comparison(size, [b for b in backends if b != "torch"], revision=revision)
+            yield _comparison(size, compiling, revision=revision)
 
 
 SUITES: dict[str, Callable[[Sequence[str], str], Iterator[Comparison]]] = {

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import keras
+import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from benchmarks import report
+from benchmarks.__main__ import main
 from benchmarks.case import Case
+from benchmarks.contenders import ours
 from benchmarks.measure import compare
 from benchmarks.suites import SUITES, Comparison
 
@@ -22,20 +28,63 @@ def _compare(*cases):
 
 def test_a_contender_that_fails_is_a_row_and_the_others_are_timed():
     absent = dataclasses.replace(SMALL, contender="nowhere")
-    ours, missing = _compare(SMALL, absent)
-    assert ours.median > 0.0
-    assert ours.peak > ours.above > 0
+    measured, missing = _compare(SMALL, absent)
+    assert measured.median > 0.0
+    assert measured.peak > measured.above > 0
     assert missing.note == "not installed: benchmarks.contenders.nowhere"
-    shown = report.table(Comparison("small", (SMALL, absent), ("nowhere",)), [ours, missing])
+    shown = report.table(Comparison("small", (SMALL, absent), ("nowhere",)), [measured, missing])
     assert shown.row_count == 2
 
 
 def test_a_contender_with_other_results_is_not_timed():
     deeper = dataclasses.replace(SMALL, num_layers=2)
-    ours, other = _compare(SMALL, deeper)
-    assert ours.difference == 0.0
+    first, other = _compare(SMALL, deeper)
+    assert first.difference == 0.0
     assert other.note.startswith("differs from ours by")
     assert not other.seconds
+
+
+@pytest.mark.parametrize("work", ["forward", "gradient"])
+@pytest.mark.parametrize(
+    ("op", "family", "peer"),
+    [
+        ("selective_scan", "mamba", "mambapy"),
+        ("causal_conv1d", "mamba2", "torch_op"),
+        ("gated_rms_norm", "mamba2", "torch_op"),
+    ],
+)
+def test_ours_and_a_peer_compute_the_same_op(op, family, peer, work):
+    case = dataclasses.replace(SMALL, op=op, family=family, work=work)
+    here, there = _results(case), _results(dataclasses.replace(case, contender=peer, backend="torch"))
+    assert here.keys() == there.keys()
+    for name in here:  # float32, and torch adds in another order
+        np.testing.assert_allclose(here[name], there[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def _results(case):
+    pytest.importorskip("mambapy", reason="the extra bench is not installed")
+    work = importlib.import_module(f"benchmarks.contenders.{case.contender}").prepare(case)
+    return work.results(work.run())
+
+
+def test_a_sequence_in_pieces_ends_as_the_whole(monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.ours.PIECE", 2)
+    pieces, whole = (ours.prepare(dataclasses.replace(SMALL, work=work)).run() for work in ("stream", "forward"))
+    # float32 in pieces of other lengths
+    np.testing.assert_allclose(_array(pieces)[:, -1], _array(whole)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def _array(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+@pytest.mark.parametrize("options", [["--only", "nothing is called so"], ["compile", "--backend", "torch"]])
+def test_nothing_to_measure_is_an_error(options):
+    app = typer.Typer()
+    app.command()(main)
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2
+    assert "no comparison of" in result.output
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -50,7 +50,7 @@ def _forward(tokens, weight, documents):
     history = weight.shape[0] - 1
     y = tokens[:, history:] * weight[history]
     for k in range(history):
-        y = plus_product(y, _tap(tokens, k, history, documents), weight[k])
+        y = plus_product(y, _same_document(tokens[:, k : k - history], k, history, documents), weight[k])
     return (y,), (tokens, weight) if documents is None else (tokens, weight, documents)
 
 
@@ -71,12 +71,8 @@ def _backward(residuals, gradients):
 _products = with_gradient(_forward, _backward)
 
 
-def _tap(tokens, k, history, documents):
-    """The tokens that meet tap k, zeros where they belong to another document."""
-    return _same_document(tokens[:, k : k - history], k, history, documents)
-
-
 def _same_document(x, k, history, documents):
+    """x (b, l, c) where token and tap k belong to the same document, zeros elsewhere."""
     if documents is None:
         return x
     return ops.where(ops.equal(documents[:, k : k - history], documents[:, history:])[..., None], x, 0.0)

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
-from dl_mamba.ops.numerics import scaled_rows, spread, step_sizes, sum_of_rows, upcast
+from dl_mamba.ops.numerics import scaled_rows, skip_and_gate, spread, step_sizes, sum_of_rows, upcast
 from dl_mamba.ops.sequence import on_accelerator, size_of
 from dl_mamba.ops.ssd import token
 
@@ -44,9 +44,8 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
     y, state = _ssd(scaled_rows(x, scale), log_decay, B, C, state, chunk_size)
-    if D is not None:
-        y = y + x * spread(ops.broadcast_to(D[:, None] if len(D.shape) == 1 else D, x.shape[2:]), x)
-    return (y if z is None else y * ops.silu(z)), state
+    D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
+    return skip_and_gate(y, x, D, z), state
 
 
 def _ssd(u, log_decay, B, C, state, chunk_size):
