@@ -7,11 +7,9 @@ import math
 import os
 import pickle
 import sys
-import zipfile
 from pathlib import Path
 
 import keras
-import ml_dtypes
 import numpy as np
 import published
 import pytest
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import dl_mamba
 from dl_mamba.weights import Checkpoint, CheckpointError, Header, convert, hub, resolve, write_checkpoint
+from dl_mamba.weights.containers import TorchFile
 from dl_mamba.weights.tables import bare_names, weights_of
 
 CLASS = {"mamba": "mamba", "mamba2": "mamba2", "falcon_mamba": "mamba"}
@@ -50,6 +49,10 @@ def with_tensors(folder, change):
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def dtypes_of(model):
+    return dict.fromkeys(weights_of(model.config, head=False), "float32")
 
 
 def in_mamba_ssm(folder, config, tensors, **keys):
@@ -86,12 +89,14 @@ def test_transformers_to_ours_and_back_is_bit_identical(kind, options, tmp_path)
 
 @pytest.mark.parametrize(("kind", "options"), CONFIGS)
 def test_a_model_saves_the_tensors_that_it_was_loaded_from(kind, options, tmp_path):
-    first, second = published.saved(published.theirs(kind, **options), tmp_path / "first"), tmp_path / "second"
+    their = published.theirs(kind, bos_token_id=3, eos_token_id=4, pad_token_id=5, **options)
+    first, second = published.saved(their, tmp_path / "first"), tmp_path / "second"
     MODELS[CLASS[kind]].from_pretrained(first).save_pretrained(second)
     wanted = published.from_safetensors(first)
     wanted.pop("lm_head.weight", None)  # a backbone has none
     published.same_tensors(published.from_safetensors(second), wanted)
     assert json_of(second)["tie_word_embeddings"] is True
+    assert [json_of(second)[f"{token}_token_id"] for token in ("bos", "eos", "pad")] == [3, 4, 5]
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -106,7 +111,6 @@ def test_mamba_ssm_to_ours_and_back_is_bit_identical(family, tmp_path):
         assert Checkpoint(folder).config == Checkpoint(first).config
     tensors = torch.load(third / "pytorch_model.bin", weights_only=True, mmap=True)
     assert tensors["lm_head.weight"].data_ptr() == tensors["backbone.embedding.weight"].data_ptr()
-    assert {tensor.data_ptr() % 64 for tensor in tensors.values()} == {0}
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -316,40 +320,20 @@ def test_a_config_of_mamba_ssm_that_is_not_what_we_build_is_refused(keys, messag
     assert message in str(caught.value)
 
 
-def _header(text):
-    return len(text).to_bytes(8, "little") + text
-
-
 BAD_SAFETENSORS = {
-    "cut short in its tensors": (lambda data: data[:-7], "describes .* bytes of tensors"),
-    "longer than it says": (lambda data: data + b"more", "describes .* bytes of tensors"),
-    "cut short in its header": (lambda data: data[:40], "header is incomplete"),
-    "empty": (lambda data: b"", "header is incomplete"),
-    "no JSON": (lambda data: _header(b"{not json}"), "not JSON"),
-    "another JSON": (lambda data: _header(b"[1, 2]"), "a list instead of an object"),
-    "odd entries": (lambda data: _header(b'{"a": {"dtype": "F32"}}'), "damaged header: KeyError"),
-    "a wrong size": (
-        lambda data: _header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}') + b"abcd",
-        "does not take bytes 0 to 4",
-    ),
-    "overlaps": (
-        lambda data: (
-            _header(
-                b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-            )
-            + b"abcd"
-        ),
-        "overlap or leave gaps",
-    ),
+    "cut short in its tensors": lambda data: data[:-7],
+    "longer than it says": lambda data: data + b"more",
+    "cut short in its header": lambda data: data[:40],
+    "empty": lambda data: b"",
+    "another kind of file": lambda data: b"PK" + data,
 }
 
 
 @pytest.mark.parametrize("damage", BAD_SAFETENSORS)
 def test_a_damaged_safetensors_file_is_named_with_its_reason(damage, folder):
-    change, message = BAD_SAFETENSORS[damage]
     file = folder / "model.safetensors"
-    file.write_bytes(change(file.read_bytes()))
-    with pytest.raises(CheckpointError, match=f"model.safetensors .*{message}"):
+    file.write_bytes(BAD_SAFETENSORS[damage](file.read_bytes()))
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged, or is no safetensors file: .*header"):
         MODELS["mamba"].from_pretrained(folder)
 
 
@@ -359,8 +343,8 @@ class Payload:
 
 
 BAD_PICKLES = {
-    "code": (lambda tensors: {**tensors, "x": Payload()}, "which is no tensor"),
-    "an object": (lambda tensors: {**tensors, "x": Path("x")}, "it names pathlib.*which is no tensor"),
+    "code": (lambda tensors: {**tensors, "x": Payload()}, r"it names \w+\.system, which is no tensor"),
+    "an object": (lambda tensors: {**tensors, "x": Path("x")}, r"it names pathlib\.\w+, which is no tensor"),
     "a number": (lambda tensors: {**tensors, "step": 3}, "holds 'step', a int"),
     "a nested dict": (lambda tensors: {"model": tensors}, "holds 'model', a dict"),
     "a list": (lambda tensors: list(tensors.values()), "holds a list"),
@@ -373,8 +357,9 @@ def test_a_pickle_of_anything_but_tensors_is_refused_and_runs_nothing(content, t
     folder = mamba_ssm_checkpoint(tmp_path / "ssm", "mamba")
     change, message = BAD_PICKLES[content]
     torch.save(change(torch.load(folder / "pytorch_model.bin")), folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=f"pytorch_model.bin .*{message}"):
+    with pytest.raises(CheckpointError, match=f"pytorch_model.bin .*{message}") as caught:
         Checkpoint(folder)
+    assert "weights_only" not in str(caught.value)  # torch's advice
     assert not (tmp_path / "owned").exists()
 
 
@@ -382,32 +367,41 @@ def test_a_damaged_or_old_pickle_is_named_with_its_reason(tmp_path):
     folder = mamba_ssm_checkpoint(tmp_path / "ssm", "mamba")
     file = folder / "pytorch_model.bin"
     whole = file.read_bytes()
-    for data in (whole[:-50], b"", pickle.dumps({"a": 1})):
+    damaged = bytearray(whole)
+    damaged[whole.index(b"_rebuild_tensor_v2")] ^= 0xFF
+    for data in (whole[:-50], b"", pickle.dumps({"a": 1}), damaged):
         file.write_bytes(data)
-        with pytest.raises(CheckpointError, match=r"pytorch_model.bin is cut short, or is no file of torch\.save"):
+        with pytest.raises(
+            CheckpointError, match=r"model\.bin is cut short, older than torch 1\.6, or no plain file of"
+        ):
             Checkpoint(folder)
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02garbage")
-    with pytest.raises(CheckpointError, match="is no plain file of tensors"):
-        Checkpoint(folder)
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 0xFF
-    file.write_bytes(flipped)
-    with pytest.raises(CheckpointError, match="is damaged at .*CRC"):
-        MODELS["mamba"].from_pretrained(folder)
 
 
-def test_tensors_of_torch_are_read_without_torch_in_any_layout(tmp_path, monkeypatch):
+def test_tensors_of_torch_are_read_in_any_layout(tmp_path):
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
-    tensors = {"a": base.t(), "b": base[1:3, ::2], "c": base.to(torch.bfloat16), "d": torch.nn.Parameter(base)}
-    tensors |= {"e": base.double(), "f": base.half(), "g": torch.zeros(0, 3)}
-    torch.save(tensors, tmp_path / "x.bin")
-    wanted = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
-    monkeypatch.setitem(sys.modules, "torch", None)
-    file = dl_mamba.weights.torch_zip.TorchFile(tmp_path / "x.bin")
-    for name, array in wanted.items():
-        np.testing.assert_array_equal(file.read(name).astype("float32"), array)
-    assert file.read("c").dtype == ml_dtypes.bfloat16
+    tensors = {"a": base.t(), "b": base[1:3, ::2], "c": base.to(torch.bfloat16).t(), "d": torch.nn.Parameter(base)}
+    torch.save({**tensors, "e": base.to_sparse()}, tmp_path / "x.bin")
+    file = TorchFile(tmp_path / "x.bin")
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(file.read(name).astype("float32"), tensor.detach().float().numpy())
+    with pytest.raises(CheckpointError, match=r"x\.bin: e cannot be read: .*Sparse"):
+        file.read("e")
+
+
+@pytest.mark.parametrize(
+    ("format", "library", "advice"),
+    [("hf", "safetensors", r'library safetensors: pip install "dl-mamba\[hf\]"')]
+    + [("mamba_ssm", "torch", r'library torch: pip install "dl-mamba\[torch\]", or convert the file')],
+)
+def test_a_missing_library_is_named_by_its_extra_and_nothing_is_made(format, library, advice, tmp_path, monkeypatch):
+    model = small_model("mamba")
+    model.save_pretrained(tmp_path / "there", format=format)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(CheckpointError, match=advice):
+        Checkpoint(tmp_path / "there")
+    with pytest.raises(CheckpointError, match=advice):
+        write_checkpoint(tmp_path / "new", format, Header(model.config, tied=True), dtypes_of(model), None)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_without_a_checkpoint_says_what_is_missing(tmp_path, folder):
@@ -458,11 +452,13 @@ def test_a_folder_is_written_whole_or_left_as_it_was(tmp_path, folder):
     def fail(name):
         raise KeyboardInterrupt
 
-    dtypes = dict.fromkeys(weights_of(model.config, head=False), "float32")
     with pytest.raises(KeyboardInterrupt):
-        write_checkpoint(folder, "hf", Header(model.config, tied=True), dtypes, fail)
+        write_checkpoint(folder, "hf", Header(model.config, tied=True), dtypes_of(model), fail)
     assert sorted(path.name for path in folder.iterdir()) == before
     Checkpoint(folder).check()
+    model.save_pretrained(folder)
+    assert Checkpoint(folder).config == model.config
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     with pytest.raises(CheckpointError, match="choose another folder"):
         convert(Checkpoint(folder), folder, "hf")
     with pytest.raises(CheckpointError, match="dtype='int8' is unknown"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import keras
@@ -30,6 +32,7 @@ class Pretrained:
     family: str
     config: BackboneConfig
     has_logits = False
+    carried: Mapping[str, Any] = MappingProxyType({})  # of the checkpoint's config, such as ids of special tokens
 
     @classmethod
     def config_class(cls) -> type[BackboneConfig]:
@@ -128,11 +131,13 @@ class Pretrained:
             raise CheckpointError(f"{checkpoint.path} and this {type(self).__name__} do not both have: {odd}.")
         for name, tensor in checkpoint.tensors(self.has_logits):
             variables[name].assign(_widened(tensor))
+        self.carried = checkpoint.carried
 
     def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
         """Write the model as transformers or mamba_ssm reads it: config.json and one file of tensors.
 
-        Each weight keeps the dtype of its variable. A backbone is written as a language model with tied embedding.
+        Each weight keeps the dtype of its variable, and transformers' config the ids of special tokens that were loaded
+        from one. A backbone is written as a language model with tied embedding.
 
         Args:
             folder: is made if needed; the files appear whole or not at all.
@@ -143,7 +148,7 @@ class Pretrained:
         """
         variables = self.pretrained_variables()
         dtypes = {name: keras.backend.standardize_dtype(variable.dtype) for name, variable in variables.items()}
-        header = Header(self.config, not self.has_logits or self.tie_word_embeddings)
+        header = Header(self.config, not self.has_logits or self.tie_word_embeddings, self.carried)
         write_checkpoint(folder, format, header, dtypes, lambda name: ops.convert_to_numpy(variables[name]))
 
     def pretrained_variables(self) -> dict[str, keras.Variable]:

@@ -16,8 +16,8 @@ from dl_mamba.pipelines.errors import InputError
 from dl_mamba.pipelines.files import check_destination
 from dl_mamba.weights import Checkpoint, resolve
 from dl_mamba.weights import convert as rewrite
+from dl_mamba.weights.containers import DTYPES
 from dl_mamba.weights.publishing import published
-from dl_mamba.weights.stored import DTYPES
 
 FORMATS = ("hf", "mamba_ssm", "keras")
 MODELS: dict[type, type] = {MambaConfig: MambaCausalLM, Mamba2Config: Mamba2CausalLM}
@@ -32,7 +32,7 @@ def convert(
 ) -> dict[str, str]:
     """Write a model in another format.
 
-    Between checkpoints the tensors pass one at a time; to and from a .keras file the model is built.
+    Between checkpoints the tensors pass without a model; to and from a .keras file it is built.
 
     Args:
         source: a folder, a repository of the Hugging Face hub, or a .keras file of a backbone.

@@ -13,12 +13,10 @@ import numpy as np
 
 from dl_mamba.config import BackboneConfig
 from dl_mamba.weights import huggingface, mamba_ssm
+from dl_mamba.weights.containers import DTYPES, SafetensorsFile, Spec, TensorFile, TorchFile
 from dl_mamba.weights.errors import CheckpointError
 from dl_mamba.weights.header import Header, read_json
-from dl_mamba.weights.safetensors import SafetensorsFile
-from dl_mamba.weights.stored import DTYPES, Spec, TensorFile
 from dl_mamba.weights.tables import EMBEDDING, HEAD, MODEL, Weight, bare_names, weights_of
-from dl_mamba.weights.torch_zip import TorchFile
 
 # The first that a folder holds is read. An index names the files that share the tensors.
 CONTAINERS = {
@@ -56,13 +54,15 @@ class Checkpoint:
     Attributes:
         config: of the backbone.
         tied: whether the logits use the embedding.
+        carried: keys of the config that fix nothing here, such as ids of special tokens.
         format: `"hf"`, `"mamba_ssm"` or `"codestral"`.
         dtype: of the embedding in the file.
         rows: a `Row` for each tensor and each weight.
         problems: what does not fit; empty for a checkpoint that can be read.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the config describes a model that is not implemented.
+        CheckpointError: a file or its library is missing, a file is damaged, or the config describes a model that is
+            not implemented.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: the config of a format, and its tensors one at a time, beside their place and then renamed."""
+"""Writing a checkpoint: the config of a format, and its tensors, beside their place and then renamed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dl_mamba.weights import huggingface, mamba_ssm, safetensors, torch_zip
+from dl_mamba.weights import huggingface, mamba_ssm
 from dl_mamba.weights.checkpoint import CONFIGS, CONTAINERS, Checkpoint
+from dl_mamba.weights.containers import DTYPES
 from dl_mamba.weights.errors import CheckpointError
 from dl_mamba.weights.header import Header
 from dl_mamba.weights.publishing import published
-from dl_mamba.weights.stored import DTYPES, Spec
 from dl_mamba.weights.tables import EMBEDDING, MODEL, weights_of
 
 KEPT_IN_FLOAT32 = ("A_log", "D", "dt_bias")  # exp() of A_log, and sums over many tokens, must not round
@@ -38,6 +38,8 @@ def write_checkpoint(
 ) -> None:
     """Write a model into a folder; all of its files appear at the end, or none.
 
+    The tensors are all in memory at once, as the libraries want them.
+
     Args:
         folder: is made if needed; files of the same names are replaced.
         format: `"hf"` or `"mamba_ssm"`.
@@ -46,8 +48,8 @@ def write_checkpoint(
         read: gives a weight by its name here, in the layout of here.
 
     Raises:
-        CheckpointError: the format is unknown or cannot describe the model, the weights are not those of the config,
-            or the folder holds tensors of another format.
+        CheckpointError: the format is unknown or cannot describe the model, its library is missing, the weights are
+            not those of the config, or the folder holds tensors of another format.
 
     Example:
 
@@ -71,25 +73,22 @@ def write_checkpoint(
     if odd:
         raise CheckpointError(f"the model's weights are not those of its config; these are in one only: {odd}.")
     keys = huggingface.write(header, dtypes[EMBEDDING]) if format == "hf" else mamba_ssm.write(header)
-    names = {_file_name(format, weight.file_name): name for name, weight in weights.items()}
-    specs = {stored: Spec(dtypes[name], weights[name].file_shape) for stored, name in names.items()}
+    file, embedding = FORMATS[format]
+    CONTAINERS[file].library()  # a missing one is an error before anything is read or made
     folder = _prepared(Path(folder), format)
+    arrays = {}
+    for name, weight in weights.items():
+        tensor = weight.layout.to_file(read(name))
+        arrays[_file_name(format, weight.file_name)] = np.ascontiguousarray(tensor, DTYPES[dtypes[name]])
+    if format == "mamba_ssm" and header.tied:  # it looks for the head even where it is the embedding
+        arrays["lm_head.weight"] = arrays[embedding]
     with published(folder) as staging:
         (staging / "config.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
-        file = staging / FORMATS[format].file
-
-        def tensor(stored: str) -> np.ndarray:
-            return weights[names[stored]].layout.to_file(read(names[stored]))
-
-        if format == "hf":
-            safetensors.write(file, specs, tensor)
-        else:  # mamba_ssm looks for the head even where it is the embedding
-            aliases = {"lm_head.weight": FORMATS[format].embedding} if header.tied else {}
-            torch_zip.write(file, specs, tensor, aliases)
+        CONTAINERS[file].write(staging / file, arrays)
 
 
 def convert(checkpoint: Checkpoint, folder: str | Path, format: str, dtype: str | None = None) -> None:
-    """Write a checkpoint in another format, one tensor in memory at a time.
+    """Write a checkpoint in another format, without a model of it.
 
     Args:
         checkpoint: what to read.
