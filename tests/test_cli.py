@@ -162,6 +162,50 @@ def test_bad_input_to_convert_is_one_line_exit_code_2_and_no_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.fixture
+def language_model(tmp_path):
+    """A language model of bytes, in a .keras file."""
+    model = dl_mamba.MambaCausalLM(256, 8, 1, d_state=4, dt_rank=2, tokenizer=dl_mamba.tokenizers.ByteTokenizer())
+    model.save(tmp_path / "lm.keras")
+    return model
+
+
+def test_generate_prints_the_prompt_and_what_follows_and_counts_tokens(language_model, tmp_path):
+    result = _call("generate", "--model", tmp_path / "lm.keras", "--prompt", "Hi", "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == language_model.generate("Hi", 5) + "\n"
+    assert "5 tokens, the first after " in result.stderr
+    drawn = ["--temperature", 0.9, "--top-k", 9, "--seed", 3, "--max-new-tokens", 5]
+    result = _call("generate", "--model", tmp_path / "lm.keras", "--prompt", "Hi", *drawn)
+    sampler = dl_mamba.generation.Sampler(temperature=0.9, top_k=9)
+    assert result.stdout == language_model.generate("Hi", 5, sampler, seed=3) + "\n"
+
+
+BAD_GENERATION = [
+    (("nowhere.keras",), "nowhere.keras does not exist"),
+    (("classifier.keras",), "holds a Sequential; a MambaCausalLM or Mamba2CausalLM is needed"),
+    (("lm.keras", "--max-new-tokens", "0"), "max_new_tokens=0; an integer >= 1 is needed"),
+    (("lm.keras", "--top-p", "2"), "top_p=2.0; a number > 0 and <= 1 is needed"),
+    (("lm.keras", "--tokenizer", "empty"), "empty gives no tokenizer"),
+    (("hf", "--dtype", "int8"), "dtype='int8' is unknown"),
+    (("hf",), "there is no tokenizer.json beside the weights; name one with --tokenizer"),
+    (("empty",), "empty holds none of config.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_GENERATION)
+def test_bad_input_to_generate_is_one_line_and_exit_code_2(
+    arguments, message, language_model, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save("classifier.keras")
+    result = _call("generate", "--prompt", "Hi", "--model", *arguments)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert message in result.stderr.splitlines()[-1]
+
+
 def test_inspect_shows_the_tensors_that_do_not_fit_and_exits_with_2(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "use_bias": True, "num_hidden_layers": 2}))

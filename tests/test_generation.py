@@ -16,6 +16,7 @@ from dl_mamba.generation import Beam, Greedy, Memory, MinP, Random, Sampler, Top
 from dl_mamba.generation.programs import Programs
 from dl_mamba.generation.prompts import chunks
 from dl_mamba.tokenizers import BytePairTokenizer, ByteTokenizer, HuggingFaceTokenizer
+from dl_mamba.weights import Checkpoint, convert
 
 MODELS = {"mamba": dl_mamba.MambaCausalLM, "mamba2": dl_mamba.Mamba2CausalLM}
 PROMPT = tokens(1, 5)
@@ -323,7 +324,7 @@ def hugging_face(vocab_size=40):
     return tokenizer.to_str()
 
 
-def test_a_tokenizer_json_is_saved_with_the_model_and_beside_a_checkpoint(tmp_path):
+def test_a_tokenizer_json_and_the_end_of_text_go_with_the_model_into_every_format(tmp_path):
     definition = hugging_face(270)
     (tmp_path / "tokenizer.json").write_text(definition)
     tokenizer = HuggingFaceTokenizer.from_folder(tmp_path)
@@ -336,9 +337,17 @@ def test_a_tokenizer_json_is_saved_with_the_model_and_beside_a_checkpoint(tmp_pa
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.generate("the state", 12) == text
-    (tmp_path / "copy").mkdir()
-    again.tokenizer.save(tmp_path / "copy")
-    assert (tmp_path / "copy" / "tokenizer.json").read_text() == definition
+    again.carried = {"eos_token_id": int(model.generate([[5]], 1)[0, 1])}
+    again.save_pretrained(tmp_path / "hf")
+    convert(Checkpoint(tmp_path / "hf"), tmp_path / "mamba_ssm", "mamba_ssm")
+    for name in ("hf", "mamba_ssm"):
+        assert (tmp_path / name / "tokenizer.json").read_text() == definition
+        assert type(model).from_pretrained(tmp_path / name).generate("the state", 12, eos_token_id=()) == text
+        assert type(model).from_pretrained(tmp_path / name, tokenizer=None).tokenizer is None
+    loaded = type(model).from_pretrained(tmp_path / "hf")
+    loaded.save(tmp_path / "model.keras")
+    for ending in (loaded, keras.models.load_model(tmp_path / "model.keras")):
+        assert ending.generate([[5]], 3, pad_token_id=7)[0, 2:].tolist() == [7, 7]
 
 
 def test_a_missing_library_of_tokenizers_is_named(monkeypatch):

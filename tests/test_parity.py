@@ -11,6 +11,7 @@ from harness import assert_close, numpy
 from keras import ops
 from model_harness import MODELS, SMALL_MODEL, perturb, projected, run, tokens, weight_gradients
 
+import dl_mamba
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.weights import Checkpoint
 from dl_mamba.weights.tables import HEAD, weights_of
@@ -167,12 +168,32 @@ LOGITS_OF_130M = """
 """
 
 
+NETWORK = pytest.mark.skipif(
+    os.environ.get("DL_MAMBA_NETWORK") != "1",
+    reason="fetches 0.5 GB and more from the Hugging Face hub; set DL_MAMBA_NETWORK=1 where there is a network",
+)
+
+
+@NETWORK
 @pytest.mark.parametrize("repository", ["state-spaces/mamba-130m-hf", "state-spaces/mamba-130m"])
 def test_the_released_130m_gives_its_published_logits(repository):
-    if os.environ.get("DL_MAMBA_NETWORK") != "1":
-        pytest.skip("fetches 0.5 GB from the Hugging Face hub; set DL_MAMBA_NETWORK=1 where there is a network")
     model = MODELS["mamba"].from_pretrained(repository)
     hidden = model(np.array([[8262, 849, 403, 368, 2509, 32]], "int32"))["last_hidden_state"]
     logits = numpy(ops.matmul(hidden, ops.transpose(model.pretrained_variables()["embedding/embeddings"])))
     wanted = np.array(LOGITS_OF_130M.split(), "float32")
     np.testing.assert_allclose(logits[0, 0, :40], wanted, rtol=0, atol=1e-3)  # as transformers' own test
+
+
+TEXTS = [
+    ("130m", "float32", "Hey how are you doing?", 10, "\n\nI'm so glad you're here."),
+    ("130m", "float16", "Hello my name is", 10, " John and I am a newbie to the world"),
+    ("790m", "float16", "Hello my name is", 10, "\n\nI am a\n\nI am a"),
+]
+
+
+@NETWORK
+@pytest.mark.parametrize(("size", "dtype", "prompt", "count", "text"), TEXTS)
+def test_the_released_models_write_their_published_texts(size, dtype, prompt, count, text):
+    repository = f"state-spaces/mamba-{size}-hf"
+    model = dl_mamba.MambaCausalLM.from_pretrained(repository, dtype=dtype)
+    assert model.generate(prompt, count) == prompt + text

@@ -121,6 +121,38 @@ def predict(
 
 
 @app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Folder, hub repository or .keras file.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens, at most.")] = 100,
+    temperature: Annotated[float | None, typer.Option(help="Draw, from logits divided by this.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the tokens that make up this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Draw from tokens so probable beside the first.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: what was said is less probable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text at which it ends; may be given again.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of a checkpoint's model; float32 if not given.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, if not beside the weights.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Continue a text, token by token; greedy unless an option draws."""
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    with _session():
+        from dl_mamba.pipelines.generation import Continuation, load_language_model, sampler_of
+
+        sampler = sampler_of(temperature, repetition_penalty, **filters)
+        prompt = sys.stdin.read() if prompt == "-" else prompt
+        found = load_language_model(model, dtype, revision, tokenizer)
+        text = Continuation(found, prompt, max_new_tokens, sampler, seed=seed, stop=stop or ())
+        print(prompt, end="", flush=True)
+        for piece in text:
+            print(piece, end="", flush=True)
+    print()
+    print(f"{text.tokens} tokens, the first after {text.first:.2f} s, then {text.rate:.1f} a second", file=sys.stderr)
+
+
+@app.command()
 def convert(
     source: Source,
     destination: Annotated[str, typer.Argument(help="Folder to write, or a .keras file.", show_default=False)],

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dl_mamba.generation.cuda_graph import CudaGraph
 from dl_mamba.generation.programs import Programs
 from dl_mamba.generation.prompts import chunks
 from dl_mamba.generation.recording import Recording
@@ -165,6 +166,8 @@ class Decoding:
         tensors = tuple(id(variable.value) for variable in self._model.variables)
         key = ("step", self._sampler.key, self._keep, shapes, tensors)
         self._advance = self._programs.kept(key, lambda: Recording(self._advance, args)).bound()
+        if draw.is_cuda:
+            self._advance = CudaGraph(self._advance, args)
 
 
 def _read_pending(model: keras.Model, keep: bool, carry: Carry) -> tuple[Any, Any]:

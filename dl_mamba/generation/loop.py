@@ -55,7 +55,8 @@ def generate(
         sampler: `"greedy"`, `"random"`, `"top_k"`, `"top_p"`, `"min_p"`, `"beam"`, an object such as
             `TopP(p=0.9, temperature=0.7)`, or a sampler of keras_hub.
         attention_mask: (batch, length), true at real tokens. A row gives what it gives alone, wherever its padding is.
-        eos_token_id: id, or ids, that end a row.
+        eos_token_id: id, or ids, that end a row; that of the checkpoint's config if None and the model came from one,
+            and `()` for none.
         seed: makes what is drawn the same again, on any backend; None draws anew.
         pad_token_id: what fills a row behind its end; the (first) `eos_token_id`, or 0, if None.
         num_return_sequences: continuations of each prompt, drawn apart; they stand next to each other.
@@ -90,6 +91,8 @@ def generate(
     check_count("num_return_sequences", num_return_sequences)
     texts = as_texts(input_ids)
     prompts = to_prompts(model, encoded(texts, input_ids, tokenizer), attention_mask, state)
+    if eos_token_id is None:
+        eos_token_id = getattr(model, "carried", {}).get("eos_token_id")
     end = to_ids(eos_token_id, "eos_token_id", model.config.vocab_size)
     pad = to_ids(pad_token_id, "pad_token_id", model.config.vocab_size)
     request = Request(

@@ -18,6 +18,8 @@ from dl_mamba.models.mamba import Mamba
 from dl_mamba.models.mamba2 import Mamba2
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
+from dl_mamba.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
+from dl_mamba.weights import Checkpoint
 
 
 class CausalLM(Pretrained, keras.Model):
@@ -175,10 +177,19 @@ class CausalLM(Pretrained, keras.Model):
         head = {} if self.lm_head is None else {"lm_head/kernel": self.lm_head.kernel}
         return {**self.backbone.pretrained_variables(), **head}
 
+    @classmethod
+    def _with_weights_of(cls, checkpoint: Checkpoint, options: dict[str, Any]) -> Self:
+        if "tokenizer" not in options and (checkpoint.folder / FILE).is_file():
+            options = {**options, "tokenizer": HuggingFaceTokenizer.from_folder(checkpoint.folder)}
+        return super()._with_weights_of(checkpoint, options)
+
+    def texts(self) -> dict[str, str]:
+        return {FILE: self.tokenizer.definition} if isinstance(self.tokenizer, HuggingFaceTokenizer) else {}
+
     def get_config(self) -> dict[str, Any]:
         backbone = self.backbone.get_config()
         tokenizer = None if self.tokenizer is None else keras.saving.serialize_keras_object(self.tokenizer)
-        own = {"tie_word_embeddings": self.tie_word_embeddings, "tokenizer": tokenizer}
+        own = {"tie_word_embeddings": self.tie_word_embeddings, "tokenizer": tokenizer, "carried": dict(self.carried)}
         return {**backbone, "name": self.name, "trainable": self.trainable, **own}
 
     @classmethod
@@ -186,7 +197,10 @@ class CausalLM(Pretrained, keras.Model):
         config = dict(config)
         if config.get("tokenizer") is not None:
             config["tokenizer"] = keras.saving.deserialize_keras_object(config["tokenizer"], custom_objects)
-        return cls(**config)
+        carried = config.pop("carried", {})
+        model = cls(**config)
+        model.carried = carried
+        return model
 
 
 def _predictions(x: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any]:
@@ -214,6 +228,7 @@ class MambaCausalLM(CausalLM):
         vocab_size, d_model, num_layers, **options: of `Mamba`.
         tie_word_embeddings: the embedding is also the matrix of the logits; else a matrix `lm_head/kernel` of its own.
         tokenizer: what turns text into ids and back (`dl_mamba.tokenizers`), saved with the model, or None.
+            `from_pretrained` takes the tokenizer.json beside the weights, if there is one and `tokenizer` is not given.
 
     Call arguments:
         inputs, state, return_state, output_hidden_states: those of `Mamba`.

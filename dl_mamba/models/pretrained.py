@@ -130,7 +130,7 @@ class Pretrained:
         if odd:
             raise CheckpointError(f"{checkpoint.path} and this {type(self).__name__} do not both have: {odd}.")
         for name, tensor in checkpoint.tensors(self.has_logits):
-            variables[name].assign(_widened(tensor))
+            variables[name].assign(_own(tensor))
         self.carried = checkpoint.carried
 
     def save_pretrained(self, folder: str | Path, format: str = "hf") -> None:
@@ -149,16 +149,21 @@ class Pretrained:
         variables = self.pretrained_variables()
         dtypes = {name: keras.backend.standardize_dtype(variable.dtype) for name, variable in variables.items()}
         header = Header(self.config, not self.has_logits or self.tie_word_embeddings, self.carried)
-        write_checkpoint(folder, format, header, dtypes, lambda name: ops.convert_to_numpy(variables[name]))
+        read = lambda name: ops.convert_to_numpy(variables[name])  # noqa: E731
+        write_checkpoint(folder, format, header, dtypes, read, self.texts())
+
+    def texts(self) -> dict[str, str]:
+        """Files of text that belong to the model, by name."""
+        return {}
 
     def pretrained_variables(self) -> dict[str, keras.Variable]:
         """The variables by their names in the tables of `dl_mamba.weights`: their paths inside the model."""
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in self.weights}
 
 
-def _widened(tensor: np.ndarray) -> np.ndarray:
-    """Half precision as float32, which holds it exactly and which every backend takes from numpy."""
-    return tensor.astype("float32") if tensor.dtype.itemsize == 2 else tensor
+def _own(tensor: np.ndarray) -> np.ndarray:
+    """A copy: JAX would go on reading the file. Half precision as float32, which every backend takes from NumPy."""
+    return tensor.astype("float32" if tensor.dtype.itemsize == 2 else tensor.dtype)
 
 
 def _differences(here: BackboneConfig, there: BackboneConfig) -> list[str]:

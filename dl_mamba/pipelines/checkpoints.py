@@ -7,13 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
-
 from dl_mamba.config import Mamba2Config, MambaConfig
 from dl_mamba.models import Mamba2CausalLM, MambaCausalLM
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.pipelines.errors import InputError
-from dl_mamba.pipelines.files import check_destination
+from dl_mamba.pipelines.files import check_destination, load_model
 from dl_mamba.weights import Checkpoint, resolve
 from dl_mamba.weights import convert as rewrite
 from dl_mamba.weights.containers import DTYPES
@@ -76,16 +74,9 @@ def convert(
 
 
 def _from_keras(source: Path, destination: str | Path, format: str, dtype: str | None) -> dict[str, str]:
-    if not source.is_file():
-        raise InputError(f"{source} does not exist.")
     if format == "keras" or dtype is not None:
         raise InputError(f"{source} is written as hf or mamba_ssm in the dtype that it has.")
-    try:
-        model = keras.models.load_model(source, compile=False)
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"{source} is no .keras file that can be read: {error}") from error
-    if not isinstance(model, Pretrained):
-        raise InputError(f"{source} holds a {type(model).__name__}; a model that has save_pretrained is needed.")
+    model = load_model(source, (Pretrained,), "a model that has save_pretrained")
     model.save_pretrained(destination, format=format)
     return {
         "format": f"keras to {format}",

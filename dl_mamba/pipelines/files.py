@@ -1,9 +1,12 @@
-"""Where a command may write its result."""
+"""Model files that are read, and where a command may write its result."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
+
+import keras
 
 from dl_mamba.pipelines.errors import InputError
 
@@ -38,3 +41,36 @@ def check_destination(path: str | Path, suffixes: tuple[str, ...] = (".keras",))
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"the folder {path.parent} cannot be written; choose another place for {path.name}.")
     return path
+
+
+def load_model(path: str | Path, kinds: tuple[type, ...], wanted: str) -> keras.Model:
+    """A model from a .keras file.
+
+    Args:
+        path: the file.
+        kinds: classes, one of which it must be.
+        wanted: what they are, in words.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds another kind of model.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.files import load_model
+    >>> load_model("nowhere.keras", (), "")
+    Traceback (most recent call last):
+        ...
+    dl_mamba.pipelines.errors.InputError: nowhere.keras does not exist, or is no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is no file.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .keras file.")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(model, kinds):
+        raise InputError(f"{path} holds a {type(model).__name__}; {wanted} is needed.")
+    return model

@@ -53,12 +53,6 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         return cls((Path(folder) / FILE).read_text(encoding="utf-8"), **options)
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json into a folder, as it was read."""
-        temporary = Path(folder) / f"{FILE}.partial"
-        temporary.write_text(self.definition, encoding="utf-8")
-        temporary.replace(Path(folder) / FILE)
-
     @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)

@@ -27,6 +27,8 @@ CONTAINERS = {
     "pytorch_model.bin.index.json": TorchFile,
 }
 CONFIGS = ("config.json", "params.json")
+# Read by nothing here; they go where the weights go.
+TEXTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 class Row(NamedTuple):
@@ -108,7 +110,7 @@ class Checkpoint:
         return {name: weight for name, weight in self._weights.items() if head or name != HEAD}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor by its name here, in the layout of here and the dtype of the file."""
+        """A tensor by its name here, in the layout of here and the dtype of the file; it may lie in a mapped file."""
         weight = self._weights[name]
         return weight.layout.to_ours(self._tensor(weight.file_name), weight.shape)
 
@@ -116,6 +118,11 @@ class Checkpoint:
         """The tensors by their names here, one at a time; see `weights`."""
         for name in self.weights(head):
             yield name, self.read(name)
+
+    def texts(self) -> dict[str, str]:
+        """The files of `TEXTS` in the folder, by name."""
+        paths = [self.folder / name for name in TEXTS]
+        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
     def spec(self, weight: Weight) -> Spec:
         """Dtype and shape of a weight in the file."""

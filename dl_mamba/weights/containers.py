@@ -81,7 +81,7 @@ class TensorFile(ABC):
 
     @abstractmethod
     def _read(self, name: str) -> np.ndarray:
-        """A copy of the tensor of that name, whose dtype is known."""
+        """The tensor of that name, whose dtype is known; may be a view of the mapped file."""
 
     def shares(self, first: str, second: str) -> bool:
         """Whether the file stores two names as one tensor."""
@@ -162,8 +162,8 @@ class TorchFile(TensorFile):
     def _read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         if self.specs[name].dtype == "bfloat16":  # of which torch makes no array
-            return tensor.view(self.library().int16).numpy().view(DTYPES["bfloat16"]).copy()
-        return tensor.numpy().copy()
+            return tensor.view(self.library().int16).numpy().view(DTYPES["bfloat16"])
+        return tensor.numpy()
 
     def shares(self, first: str, second: str) -> bool:
         return self._tensors[first].is_set_to(self._tensors[second])

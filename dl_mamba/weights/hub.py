@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from dl_mamba.weights.checkpoint import CONFIGS, CONTAINERS
+from dl_mamba.weights.checkpoint import CONFIGS, CONTAINERS, TEXTS
 from dl_mamba.weights.errors import CheckpointError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-TEXT = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def resolve(name: str | Path, revision: str | None = None, offline: bool = False) -> Path:
@@ -80,9 +79,9 @@ def _chosen(files: list[str]) -> list[str]:
     """The files to fetch: one form of the weights, its shards, the config and what belongs to text."""
     stem = next((name.removesuffix(".index.json") for name in CONTAINERS if name in files), None)
     if stem is None:
-        return [*CONFIGS, *TEXT]
+        return [*CONFIGS, *TEXTS]
     base, _, ending = stem.rpartition(".")
-    return [*CONFIGS, *TEXT, stem, f"{stem}.index.json", f"{base}-*.{ending}"]
+    return [*CONFIGS, *TEXTS, stem, f"{stem}.index.json", f"{base}-*.{ending}"]
 
 
 def _unreachable(hub: ModuleType, name: str, reason: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,12 @@ FORMATS = {
 
 
 def write_checkpoint(
-    folder: str | Path, format: str, header: Header, dtypes: Mapping[str, str], read: Callable[[str], np.ndarray]
+    folder: str | Path,
+    format: str,
+    header: Header,
+    dtypes: Mapping[str, str],
+    read: Callable[[str], np.ndarray],
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write a model into a folder; all of its files appear at the end, or none.
 
@@ -46,6 +52,7 @@ def write_checkpoint(
         header: config and tie.
         dtypes: of each weight, by its name here, as it is to be written.
         read: gives a weight by its name here, in the layout of here.
+        texts: further files by name, such as tokenizer.json.
 
     Raises:
         CheckpointError: the format is unknown or cannot describe the model, its library is missing, the weights are
@@ -83,12 +90,13 @@ def write_checkpoint(
     if format == "mamba_ssm" and header.tied:  # it looks for the head even where it is the embedding
         arrays["lm_head.weight"] = arrays[embedding]
     with published(folder) as staging:
-        (staging / "config.json").write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
+        for name, text in {**texts, "config.json": json.dumps(keys, indent=2) + "\n"}.items():
+            (staging / name).write_text(text, encoding="utf-8")
         CONTAINERS[file].write(staging / file, arrays)
 
 
 def convert(checkpoint: Checkpoint, folder: str | Path, format: str, dtype: str | None = None) -> None:
-    """Write a checkpoint in another format, without a model of it.
+    """Write a checkpoint in another format, without a model of it; what belongs to its text goes along.
 
     Args:
         checkpoint: what to read.
@@ -119,7 +127,7 @@ def convert(checkpoint: Checkpoint, folder: str | Path, format: str, dtype: str 
     }
     if Path(folder).resolve() == checkpoint.folder.resolve():
         raise CheckpointError(f"{folder} is read and written at once; choose another folder to write.")
-    write_checkpoint(folder, format, header, dtypes, checkpoint.read)
+    write_checkpoint(folder, format, header, dtypes, checkpoint.read, checkpoint.texts())
 
 
 def _narrowed(name: str, stored: str, wanted: str | None) -> str:

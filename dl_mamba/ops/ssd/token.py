@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.numerics import step_sizes, upcast
+from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
@@ -26,6 +26,5 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
     state = ops.reshape(decay, (batch, nheads, 1, 1)) * state + ops.reshape(added, ops.shape(state))
     y = ops.matmul(ops.reshape(state, (*rows, d_state)), ops.reshape(C, (batch, ngroups, d_state, 1)))
     y = ops.reshape(y, (batch, 1, nheads, headdim))
-    if D is not None:
-        y = y + x * (D[:, None] if len(D.shape) == 1 else D)
-    return (y if z is None else y * ops.silu(z)), state
+    D = D if D is None or len(D.shape) == 2 else D[:, None]
+    return skip_and_gate(y, x, D, z), state
