@@ -10,7 +10,7 @@ BACKEND, REASON = choose_backend()
 
 from importlib.metadata import version
 
-from dl_mamba import generation, heads, ops, tokenizers, variants
+from dl_mamba import generation, heads, ops, tokenizers, training, variants
 from dl_mamba.heads import TextClassifier, create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.layers import (
     Mamba2Layer,
@@ -46,5 +46,6 @@ __all__ = [
     "no_weight_decay_variables",
     "ops",
     "tokenizers",
+    "training",
     "variants",
 ]

@@ -20,6 +20,7 @@ ROOMS = (
     "pipelines",
     "dl_mamba",
     "heads",
+    "training",
     "models",
     "generation",
     "weights",

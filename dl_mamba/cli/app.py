@@ -80,6 +80,7 @@ def train(
     text_column: Column = None,
     label_column: Column = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also fit a bag-of-words logistic regression.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the run's state; go on if it was killed.")] = False,
 ) -> None:
     """Train a classifier of texts, or of rows of numbers, and write it as one .keras file."""
     changes = {"family": family, "variant": variant, "epochs": epochs, "batch_size": batch_size, "seed": seed}
@@ -90,7 +91,8 @@ def train(
         from dl_mamba.pipelines.training import train as run
 
         with RichProgress() as progress:
-            outcome = run(data, **files, baseline=baseline, callbacks=[progress], max_length=max_length, **changes)
+            kept = {"baseline": baseline, "resume": resume, "callbacks": [progress], "max_length": max_length}
+            outcome = run(data, **files, **kept, **changes)
     for note in outcome.notes:
         print(note, file=sys.stderr)
     _show(_training_lines(outcome))

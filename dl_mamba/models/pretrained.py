@@ -144,8 +144,10 @@ class Pretrained:
             format: `"hf"` (model.safetensors) or `"mamba_ssm"` (pytorch_model.bin).
 
         Raises:
-            CheckpointError: the format is unknown or cannot describe the model, or the folder holds another one.
+            CheckpointError: the format is unknown or cannot describe the model, the folder holds another one, or LoRA
+                adapters are not merged.
         """
+        self._refuse_adapters()
         variables = self.pretrained_variables()
         dtypes = {name: keras.backend.standardize_dtype(variable.dtype) for name, variable in variables.items()}
         header = Header(self.config, not self.has_logits or self.tie_word_embeddings, self.carried)
@@ -158,7 +160,15 @@ class Pretrained:
 
     def pretrained_variables(self) -> dict[str, keras.Variable]:
         """The variables by their names in the tables of `dl_mamba.weights`: their paths inside the model."""
-        return {variable.path.removeprefix(f"{self.path}/"): variable for variable in self.weights}
+        own = [variable for variable in self.weights if not variable.name.startswith("lora_")]
+        return {variable.path.removeprefix(f"{self.path}/"): variable for variable in own}
+
+    def _refuse_adapters(self) -> None:
+        for layer in self._flatten_layers():
+            if getattr(layer, "lora_enabled", False) and np.any(ops.convert_to_numpy(layer.lora_kernel_b)):
+                raise CheckpointError(
+                    f"{layer.path} has adapters beside its kernel; call dl_mamba.training.merge_lora(model) first."
+                )
 
 
 def _own(tensor: np.ndarray) -> np.ndarray:
