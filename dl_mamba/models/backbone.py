@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
@@ -30,6 +31,8 @@ class Backbone(Pretrained, keras.Model):
         self.supports_masking = True
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
+        self.frozen_blocks: int | None = None
+        self.adapters: dict[str, Any] | None = None
         self.residual_dtype = residual_dtype(self.compute_dtype, config.residual_in_fp32)
         fields = self.block_class.config_class.__dataclass_fields__
         block_options = {name: value for name, value in config.to_dict().items() if name in fields}
@@ -100,13 +103,48 @@ class Backbone(Pretrained, keras.Model):
         """The empty state of a batch: one `MixerState` of zeros for each layer."""
         return tuple(block.initial_state(batch_size) for block in self.blocks)
 
+    def freeze(self, num_blocks: int) -> None:
+        """Keep the embedding and the first blocks as they are; see `dl_mamba.training.freeze`."""
+        if not 0 <= num_blocks <= len(self.blocks):
+            raise ValueError(f"num_blocks={num_blocks!r}; 0 to {len(self.blocks)} are needed for this model.")
+        for layer in (self.embedding, *self.blocks[:num_blocks]):
+            layer.trainable = False
+        self.frozen_blocks = num_blocks
+
+    def enable_adapters(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
+        """Train low-rank adapters of projections alone; see `dl_mamba.training.enable_lora`."""
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank={rank!r}; an integer >= 1 is needed.")
+        dense = [layer for layer in self._flatten_layers() if isinstance(layer, keras.layers.Dense)]
+        projections = [layer for layer in dense if layer.name in targets]
+        if not projections:
+            names = sorted({layer.name for layer in dense})
+            raise ValueError(f"targets={list(targets)} are no projections of {self.name!r}; it has {names}.")
+        for variable in self.trainable_variables:
+            variable.trainable = False
+        for layer in projections:
+            layer.enable_lora(rank, lora_alpha=alpha)
+        self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
+
     def get_config(self) -> dict[str, Any]:
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
+        learning = {"frozen_blocks": self.frozen_blocks, "adapters": self.adapters}
+        own |= {name: value for name, value in learning.items() if value is not None}
         return {"name": self.name, "trainable": self.trainable, "dtype": self._policy_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        return cls(**config)
+        config, learning = without_learning(config)
+        model = cls(**config)
+        model.set_learning(**learning)
+        return model
+
+    def set_learning(self, frozen_blocks: int | None = None, adapters: dict[str, Any] | None = None) -> None:
+        """Freeze and adapt as a config says."""
+        if frozen_blocks is not None:
+            self.freeze(frozen_blocks)
+        if adapters is not None:
+            self.enable_adapters(**adapters)
 
     def _policy_config(self) -> dict[str, Any]:
         return keras.saving.serialize_keras_object(self.dtype_policy)
@@ -131,6 +169,12 @@ class Backbone(Pretrained, keras.Model):
         if output_hidden_states:
             outputs["hidden_states"] = tuple(hidden_states)
         return outputs
+
+
+def without_learning(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A backbone's config without what `set_learning` takes, and that."""
+    names = ("frozen_blocks", "adapters")
+    return {k: v for k, v in config.items() if k not in names}, {k: v for k, v in config.items() if k in names}
 
 
 def _recomputed(block: ResidualBlock, mask: Any, state: Any, segment_ids: Any):

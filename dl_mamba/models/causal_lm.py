@@ -12,7 +12,7 @@ from dl_mamba import generation
 from dl_mamba.config import Mamba2Config, MambaConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState
-from dl_mamba.models.backbone import Backbone
+from dl_mamba.models.backbone import Backbone, without_learning
 from dl_mamba.models.loss import Perplexity, following, next_tokens, token_losses, weighted_mean
 from dl_mamba.models.mamba import Mamba
 from dl_mamba.models.mamba2 import Mamba2
@@ -194,12 +194,13 @@ class CausalLM(Pretrained, keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        config = dict(config)
+        config, learning = without_learning(config)
         if config.get("tokenizer") is not None:
             config["tokenizer"] = keras.saving.deserialize_keras_object(config["tokenizer"], custom_objects)
         carried = config.pop("carried", {})
         model = cls(**config)
         model.carried = carried
+        model.backbone.set_learning(**learning)
         return model
 
 

@@ -33,10 +33,7 @@ def freeze(model: keras.Model, num_blocks: int) -> None:
     True
     """
     for backbone in _backbones(model):
-        if not 0 <= num_blocks <= len(backbone.blocks):
-            raise ValueError(f"num_blocks={num_blocks!r}; 0 to {len(backbone.blocks)} are needed for this model.")
-        for layer in (backbone.embedding, *backbone.blocks[:num_blocks]):
-            layer.trainable = False
+        backbone.freeze(num_blocks)
 
 
 class TrainableShare(NamedTuple):
@@ -68,8 +65,8 @@ def enable_lora(
     """Freeze the backbones of a model and train low-rank adapters of their projections; call before `compile`.
 
     The adapters are Keras' own (`keras.layers.Dense.enable_lora`). Heads go on learning. A `.keras` file holds the
-    projections with the adapters added, so it loads as the plain model, with equal outputs; to go on training
-    adapters, enable new ones. Source: Hu et al., "LoRA", 2021, eq. 3.
+    projections with the adapters added, and a model loaded from it has equal outputs and new adapters, still the only
+    weights of its backbone that learn. Source: Hu et al., "LoRA", 2021, eq. 3.
 
     Args:
         model: a built model with a backbone of this library in it.
@@ -90,17 +87,8 @@ def enable_lora(
     >>> print(dl_mamba.training.enable_lora(model, rank=1))
     1,362 of 81,428 weights train (1.67 %)
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank={rank!r}; an integer >= 1 is needed.")
     for backbone in _backbones(model):
-        projections = [layer for layer in _dense_layers(backbone) if layer.name in targets]
-        if not projections:
-            names = sorted({layer.name for layer in _dense_layers(backbone)})
-            raise ValueError(f"targets={list(targets)} are no projections of {backbone.name!r}; it has {names}.")
-        for variable in backbone.trainable_variables:
-            variable.trainable = False
-        for layer in projections:
-            layer.enable_lora(rank, lora_alpha=alpha)
+        backbone.enable_adapters(rank, alpha, targets)
     return TrainableShare(_count(model.trainable_variables), _count(model.weights))
 
 

@@ -105,7 +105,8 @@ def recipe(
         clip_norm: largest norm of the gradient of all weights together; None does not clip.
         layer_decay: below 1, blocks further down learn more slowly; see `LayerwiseAdamW`.
         accumulate: batches whose gradients make one update, >= 1.
-        ema: momentum of a moving average of the weights, e.g. 0.999, or None; `keras.callbacks.SwapEMAWeights` uses it.
+        ema: momentum of a moving average of the weights, e.g. 0.999, or None. `fit` ends with the average in the model;
+            `keras.callbacks.SwapEMAWeights` evaluates it on the way.
 
     Raises:
         ValueError: a number lies outside its range, or the model is not built.

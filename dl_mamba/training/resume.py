@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,11 +21,11 @@ STOPPING = ("wait", "best", "best_epoch", "stopped_epoch")
 class Resume(keras.callbacks.Callback):
     """Writes the state of a run after each epoch, and takes it up again at the next `fit`.
 
-    The file holds the weights, the optimizer, the seeds of dropout, the logs so far and what early stopping remembers.
+    The file holds the weights, the optimizer, seeds and generators, the logs so far and what early stopping remembers.
     It is written beside its place and renamed, so that it is whole whenever the process dies. Keras' own
     `BackupAndRestore` keeps neither those seeds nor early stopping, and its two files can disagree.
 
-    A run goes on bit for bit (float32, CPU, one machine) if its data depend on the epoch and on seeds alone.
+    A run goes on bit for bit (float32, CPU, one machine) if its data depend on the epoch and on those generators alone.
 
     Args:
         path: the file; `.npz`.
@@ -80,6 +82,7 @@ class Resume(keras.callbacks.Callback):
         self._check_shapes({name: tuple(variable.shape) for name, variable in variables.items()}, arrays, kept)
         for name, variable in variables.items():
             variable.assign(arrays[name])
+        _set_random_state(arrays)
         for i, (callback, memory) in enumerate(zip(self.stopping, kept["stopping"], strict=True)):
             for name in STOPPING:
                 setattr(callback, name, memory[name])
@@ -92,7 +95,7 @@ class Resume(keras.callbacks.Callback):
         self.epoch = epoch + 1
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        arrays = {name: _array(variable) for name, variable in self._variables().items()}
+        arrays = {name: _array(variable) for name, variable in self._variables().items()} | _random_state()
         stopping = []
         for i, callback in enumerate(self.stopping):
             weights = callback.best_weights or []
@@ -110,7 +113,7 @@ class Resume(keras.callbacks.Callback):
         partial.replace(self.path)
 
     def _check_shapes(self, shapes: dict[str, tuple], arrays: dict[str, np.ndarray], kept: dict[str, Any]) -> None:
-        there = {name: array.shape for name, array in arrays.items() if not name.startswith("stopping/")}
+        there = {name: array.shape for name, array in arrays.items() if name.startswith(("model/", "optimizer/"))}
         odd = sorted(name for name in {**shapes, **there} if shapes.get(name) != there.get(name))
         what = [f"{name} has shape {there.get(name)} there, {shapes.get(name)} here" for name in odd[:3]]
         if len(kept["stopping"]) != len(self.stopping):
@@ -142,10 +145,10 @@ class Resume(keras.callbacks.Callback):
 
     def _read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
             return arrays, json.loads(str(arrays.pop("kept")))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"{self.path} is no state of a run, or is damaged ({error}); remove it to begin anew."
             ) from error
@@ -160,3 +163,33 @@ def _array(variable: keras.Variable) -> np.ndarray:
 def _plain(value: Any) -> Any:
     """A number as JSON holds it."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _random_state() -> dict[str, np.ndarray]:
+    """The generators of the process: Python's and NumPy's deal the data, torch's own draws Keras' dropout there."""
+    version, numbers, _ = random.getstate()  # the third is None unless somebody drew gauss()
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - Keras draws from it
+    state = {
+        "random/python": np.array([version, *numbers], "int64"),
+        "random/numpy_keys": keys,
+        "random/numpy": np.array([position, has_gauss, cached]),
+    }
+    if keras.backend.backend() == "torch":
+        import torch
+
+        generators = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        state |= {f"random/torch_{i}": generator.numpy() for i, generator in enumerate(generators)}
+    return state
+
+
+def _set_random_state(arrays: dict[str, np.ndarray]) -> None:
+    version, *numbers = arrays["random/python"].tolist()
+    random.setstate((version, tuple(numbers), None))
+    position, has_gauss, cached = arrays["random/numpy"]
+    np.random.set_state(("MT19937", arrays["random/numpy_keys"], int(position), int(has_gauss), cached))  # noqa: NPY002
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_rng_state(torch.from_numpy(arrays["random/torch_0"]))
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.set_rng_state(torch.from_numpy(arrays[f"random/torch_{device + 1}"]), device)
