@@ -26,6 +26,7 @@ class Resume(keras.callbacks.Callback):
     `BackupAndRestore` keeps neither those seeds nor early stopping, and its two files can disagree.
 
     A run goes on bit for bit (float32, CPU, one machine) if its data depend on the epoch and on those generators alone.
+    On TensorFlow `fit` shuffles arrays by a generator that cannot be read; give it a `keras.utils.PyDataset` there.
 
     Args:
         path: the file; `.npz`.
