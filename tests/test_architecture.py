@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "cli",
     "pipelines",
+    "hub",
     "dl_mamba",
     "heads",
     "training",
@@ -189,6 +190,12 @@ def test_importing_the_package_needs_neither_optional_libraries_nor_a_second_bac
     banned = [name for name in (*OPTIONAL, *BACKENDS) if name != keras.backend.backend()]
     result = _run(f"import keras, sys; sys.modules.update(dict.fromkeys({banned})); import dl_mamba", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_adapters_of_keras_hub_name_the_extra_that_is_missing():
+    result = _run("import sys; sys.modules['keras_hub'] = None; import dl_mamba.hub")
+    assert result.returncode == 1
+    assert 'pip install "dl-mamba[hub]"' in result.stderr
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])

@@ -6,6 +6,7 @@ not read a token twice, so the prompt is read here up to its last token, which t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def generate_with(request: Request) -> np.ndarray:
 
     def run(prompt: Any, fixed: Any, state: Any) -> Any:
         return sampler(
-            next=lambda *args: _next(model, *args),
+            next=partial(next_logits, model),
             prompt=prompt,
             cache=state,
             index=length,
@@ -47,7 +48,8 @@ def generate_with(request: Request) -> np.ndarray:
     return np.where(ended > 0, request.pad, tokens)
 
 
-def _next(model: Any, prompt: Any, cache: Any, index: Any) -> tuple[Any, None, Any]:
+def next_logits(model: Any, prompt: Any, cache: Any, index: Any) -> tuple[Any, None, Any]:
+    """What keras_hub calls `next`: logits behind the token before `index`, no hidden states, and the new state."""
     token = ops.slice(prompt, (0, index - 1), (prompt.shape[0], 1))
     logits, cache = model.next_logits(token, None, cache)
     return logits, None, cache
