@@ -170,6 +170,7 @@ def language_model(tmp_path):
     return model
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_generate_prints_the_prompt_and_what_follows_and_counts_tokens(language_model, tmp_path):
     result = _call("generate", "--model", tmp_path / "lm.keras", "--prompt", "Hi", "--max-new-tokens", 5)
     assert result.exit_code == 0, result.stderr

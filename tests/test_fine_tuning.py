@@ -37,7 +37,8 @@ def changed(model, before):
 def test_the_first_update_of_a_block_is_the_decayed_rate():
     model = language_model(num_layers=3)
     before = values(model)
-    model.compile(LayerwiseAdamW(1e-3, layer_decay=0.5, weight_decay=0.0, epsilon=1e-12))
+    optimizer = LayerwiseAdamW(1e-3, layer_decay=0.5, weight_decay=0.0, epsilon=1e-12)
+    model.compile(optimizer, run_eagerly=True)
     model.fit(IDS, verbose=0)
     after = values(model)
     steps = {path: np.abs(after[path] - before[path]).max() for path in before}
@@ -87,7 +88,7 @@ def test_a_recipe_warms_up_and_ends_at_zero_in_updates():
 def test_accumulated_batches_and_an_average_of_weights_train():
     model = language_model()
     before = values(model)
-    model.compile(recipe(model, steps=4, accumulate=2, ema=0.5, layer_decay=0.9))
+    model.compile(recipe(model, steps=4, accumulate=2, ema=0.5, layer_decay=0.9), run_eagerly=True)
     model.fit(tokens(4, 6), batch_size=2, epochs=2, verbose=0)
     assert int(model.optimizer.iterations) == 2
     assert "backbone/layers/0/mixer/in_proj/kernel" in changed(model, before)
@@ -117,7 +118,7 @@ def test_frozen_blocks_stay_as_they_are(family):
     model = language_model(family)
     freeze(model, 1)
     before = values(model)
-    model.compile(recipe(model, steps=2))
+    model.compile(recipe(model, steps=2), run_eagerly=True)
     model.fit(IDS, epochs=2, verbose=0)
     learned = changed(model, before)
     assert not any(name.startswith(("backbone/embedding", "backbone/layers/0")) for name in learned)
@@ -139,7 +140,7 @@ def test_adapters_change_nothing_at_first_learn_alone_merge_and_are_saved(family
     assert {variable.name for variable in model.trainable_variables} == {"lora_kernel_a", "lora_kernel_b"}
     assert_close(numpy(model(IDS)["logits"]), plain, 1e-6)
     before = values(model)
-    model.compile(recipe(model, steps=4, learning_rate=0.05))
+    model.compile(recipe(model, steps=4, learning_rate=0.05), run_eagerly=True)
     model.fit(IDS, epochs=4, verbose=0)
     assert {name.rsplit("/", 1)[1] for name in changed(model, before)} == {"lora_kernel_a", "lora_kernel_b"}
     tuned = numpy(model(IDS)["logits"])
@@ -148,7 +149,7 @@ def test_adapters_change_nothing_at_first_learn_alone_merge_and_are_saved(family
     again = keras.models.load_model(tmp_path / "model.keras")
     assert_close(numpy(again(IDS)["logits"]), tuned, 1e-5)
     before = values(again)
-    again.compile(recipe(again, steps=6, learning_rate=0.05))
+    again.compile(recipe(again, steps=6, learning_rate=0.05), run_eagerly=True)
     again.fit(IDS, epochs=4, verbose=0)
     learned = changed(again, before)
     assert {name.rsplit("/", 1)[1] for name in learned} == {"lora_kernel_a", "lora_kernel_b"}
@@ -225,7 +226,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 def test_the_state_of_another_run_or_a_damaged_one_is_refused(tmp_path):
     def fit(path, num_layers, stopping=()):
         model = language_model(num_layers=num_layers)
-        model.compile(recipe(model, steps=1))
+        model.compile(recipe(model, steps=1), run_eagerly=True)
         before = values(model)
         try:
             model.fit(IDS, callbacks=[*stopping, training.Resume(path, stopping)], verbose=0)

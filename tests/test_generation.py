@@ -110,6 +110,7 @@ def test_beams_are_those_of_full_forwards_so_the_state_follows_its_beam(family):
         assert found[0, 4:].tolist() == best
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences():
     model = lm("mamba", vocab_size=3)
     prompt = tokens(2, 3, vocab_size=3)
@@ -127,6 +128,7 @@ def test_a_beam_of_width_1_is_greedy():
     )
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_ended_beams_keep_their_probability_and_the_length_penalty_divides_by_new_tokens():
     model, prompt, end = lm("mamba", vocab_size=3), tokens(1, 3, vocab_size=3), 1
     scores = {}
@@ -191,6 +193,7 @@ def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_
     np.testing.assert_array_equal(model.generate(PROMPT, 12, sampler=Greedy(repetition_penalty=penalty)), ids)
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_a_row_that_ends_is_padded_and_the_others_go_on():
     prompts = tokens(4, 3)
     free = lm("mamba").generate(prompts, 12)
@@ -212,6 +215,7 @@ def test_one_document_serves_many_questions(family):
     np.testing.assert_array_equal(lm(family).generate(questions[:1], 5, state=memory), found[:1])
 
 
+@pytest.mark.usefixtures("eager_generation")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_returned_memory_goes_on_where_it_stopped_even_if_rows_had_ended(family):
     model, prompts = lm(family), tokens(3, 4)
@@ -289,6 +293,7 @@ def test_changed_weights_are_used_at_once():
     np.testing.assert_array_equal(full_logits(model, after).argmax(-1)[:, 4:-1], after[:, 5:])
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_text_goes_in_and_comes_out_and_streams_in_pieces():
     model = text_lm()
     text = model.generate("déjà", 20)
@@ -300,6 +305,7 @@ def test_text_goes_in_and_comes_out_and_streams_in_pieces():
     assert both[1] == model.generate("x", 20)
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_stop_strings_end_a_row_and_are_left_out():
     model = text_lm()
     ids = model.generate(np.array([[97, 98]]), 12, sampler=TopK(k=90, temperature=5.0), seed=0)
@@ -324,6 +330,7 @@ def hugging_face(vocab_size=40):
     return tokenizer.to_str()
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_a_tokenizer_json_and_the_end_of_text_go_with_the_model_into_every_format(tmp_path):
     definition = hugging_face(270)
     (tmp_path / "tokenizer.json").write_text(definition)
@@ -356,6 +363,7 @@ def test_a_missing_library_of_tokenizers_is_named(monkeypatch):
         HuggingFaceTokenizer("{}")
 
 
+@pytest.mark.usefixtures("eager_generation")
 def test_new_text_of_byte_pairs_keeps_its_spaces():
     tokenizer = BytePairTokenizer.learn(["a b a b a b"], vocab_size=300)
     model = perturb(dl_mamba.MambaCausalLM(vocab_size=tokenizer.vocab_size, d_model=8, num_layers=1))
