@@ -93,6 +93,9 @@ def create_mamba2_with_head(
 class MergeChoices(keras.layers.Layer):
     """(batch, choices, ...) to (batch x choices, ...): each choice becomes a row of its own."""
 
+    def compute_mask(self, x: Any, previous_mask: Any = None) -> None:
+        return None
+
     def call(self, x: Any) -> Any:
         shape = [size_of(x, axis) for axis in range(len(x.shape))]
         return ops.reshape(x, (shape[0] * shape[1], *shape[2:]))
@@ -107,6 +110,9 @@ class SplitChoices(keras.layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
+
+    def compute_mask(self, x: Any, previous_mask: Any = None) -> None:
+        return None
 
     def call(self, x: Any, like: Any) -> Any:
         rest = [size_of(x, axis) for axis in range(1, len(x.shape))]

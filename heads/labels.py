@@ -118,6 +118,10 @@ def _inside(name: str, kind: str, labels: np.ndarray, mask: np.ndarray) -> None:
         return  # classes of rows or of tokens, not places
     if kind == "arc":
         places = np.where(mask, (labels if labels.ndim == 2 else labels[..., 0]) - 1, -1)
+        own = np.argwhere(places == np.arange(places.shape[1]))
+        if len(own):
+            row, place = own[0]
+            raise ValueError(f"labels of {name!r}: row {row}, the token at position {place} is its own head.")
     else:
         places = labels.reshape(len(labels), -1)
         mask = mask.any(axis=-1) if mask.ndim == 3 else mask

@@ -133,9 +133,9 @@ class NLPTaskConfig:
         self._set("task_type", _known(self.task_type))
         if not isinstance(self.name, str) or not self.name or "/" in self.name:
             raise ValueError(f"name={self.name!r}; a name without '/' is needed.")
-        self._one_number_of_classes(num_labels)
         task = registry.find(self.task_type)
-        self._refuse_unused(task.head)
+        self._refuse_unused(task.head, num_labels)
+        self._one_number_of_classes(num_labels)
         for field, value in {**task.head.defaults, **task.defaults}.items():
             if getattr(self, field) is None:
                 self._set(field, value)
@@ -167,16 +167,16 @@ class NLPTaskConfig:
             names = None if self.label_names is None else len(self.label_names)
             self._set("num_classes", names if num_labels is None else num_labels)
 
-    def _refuse_unused(self, head: type) -> None:
-        for field in self.__dataclass_fields__:
-            value = getattr(self, field)
-            unset = self.__dataclass_fields__[field].default
-            if field in COMMON or field in head.fields or field == "num_labels" or value == unset:
+    def _refuse_unused(self, head: type, num_labels: int | None) -> None:
+        used = {*COMMON, *head.fields, *(["num_labels"] if "num_classes" in head.fields else [])}
+        for field, description in self.__dataclass_fields__.items():
+            value = num_labels if field == "num_labels" else getattr(self, field)
+            if field in used or value == description.default:
                 continue
-            used = ", ".join(sorted(head.fields)) or "no further field"
+            others = ", ".join(sorted(head.fields)) or "no further field"
             raise ValueError(
                 f"{field}={value!r} is not used by {self.task_type} ({head.__name__}); leave it out. Beside "
-                f"{', '.join(COMMON)}, this head uses: {used}."
+                f"{', '.join(COMMON)}, this head uses: {others}."
             )
 
     def _check_numbers(self) -> None:
