@@ -59,6 +59,18 @@ def inputs_of(task: NLPTaskConfig, side: str = "right", length: int = LENGTH) ->
     return inputs
 
 
+def features_of(inputs: dict[str, np.ndarray], d_model: int = 8) -> dict[str, np.ndarray]:
+    """What a head reads: random hidden states in place of ids, and embeddings."""
+    rng = np.random.default_rng(0)
+    features = {"embeddings": rng.normal(size=(VOCABULARY + 1, d_model)).astype("float32")}
+    for name, array in inputs.items():
+        hidden = name.endswith("input_ids")
+        features[name.replace("input_ids", "last_hidden_state")] = (
+            rng.normal(size=(*array.shape, d_model)).astype("float32") if hidden else array
+        )
+    return features
+
+
 def labels_of(task: NLPTaskConfig, inputs: dict[str, np.ndarray], seed: int = 0) -> np.ndarray:
     """Labels that fit, with the real tokens where the mask has them."""
     rng, mask = np.random.default_rng(seed), inputs["attention_mask"].astype(bool)

@@ -48,12 +48,10 @@ def at_real_tokens(output, task, side, length):
     return rows
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_padding_on_either_side_changes_nothing_that_a_head_says(case, bidirectional):
-    if bidirectional and CASES[case][0] == "text_generation":
-        pytest.skip("a model that generates has one direction")
-    task, model = model_of(case, bidirectional=bidirectional)
+def test_padding_on_either_side_changes_nothing_that_a_head_says(case):
+    generates = "text_generation" in CASES[case][0]
+    task, model = model_of(case, bidirectional=not generates)
     wanted = None
     for side, length in (("right", LENGTH), ("left", LENGTH), ("left", LENGTH + 2)):
         output = run(model, inputs_of(task, side, length))
@@ -66,13 +64,9 @@ def test_padding_on_either_side_changes_nothing_that_a_head_says(case, bidirecti
             assert_close(came, want, FORWARD)
 
 
-@pytest.mark.parametrize(
-    "case", ["named_entity_recognition", "crf", "topic_classification", "masked_language_modeling"]
-)
+@pytest.mark.parametrize("case", ["token_classification", "crf", "masked_language_modeling", "text_generation"])
 def test_labels_of_padding_count_for_nothing(case):
-    cases = {**CASES, "named_entity_recognition": ("named_entity_recognition", {})}
-    cases |= {"topic_classification": ("topic_classification", {}), "masked": ("masked_language_modeling", {})}
-    task = task_of(*cases[case][:1], **cases[case][1])
+    task = task_of(CASES[case][0], **CASES[case][1])
     keras.utils.set_random_seed(0)
     model = WITH_HEAD["mamba2"]("tiny", task, **SMALL)
     inputs = inputs_of(task)
@@ -83,10 +77,9 @@ def test_labels_of_padding_count_for_nothing(case):
     assert numpy(loss(labels, output)) == pytest.approx(wanted, rel=FORWARD)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("case", CASES)
-def test_half_precision_gives_finite_outputs_and_losses_with_rows_of_padding_alone(case, policy):
-    task, model = model_of(case, dtype=policy)
+def test_half_precision_gives_finite_outputs_and_losses_with_rows_of_padding_alone(case):
+    task, model = model_of(case, dtype="mixed_float16")
     inputs = inputs_of(task)
     for name in inputs:
         if name.endswith("attention_mask"):
@@ -95,10 +88,7 @@ def test_half_precision_gives_finite_outputs_and_losses_with_rows_of_padding_alo
     assert np.all(np.isfinite(output))
     labels = labels_of(task, inputs_of(task))
     options = compile_options(task)
-    assert np.isfinite(numpy(options["loss"](labels, output)))
-    for metric in options["weighted_metrics"]:
-        metric.update_state(labels, output)
-        assert np.isfinite(numpy(metric.result()))
+    assert np.isfinite(run(options["loss"], labels, output))
 
 
 def best_by_hand(logits, longest):
