@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from model_harness import place, tokens
+from model_harness import perturb, place, tokens
 
-from dl_mamba.heads import TASKS, NLPTaskConfig, NLPTaskType
+from dl_mamba.heads import TASKS, NLPTaskConfig, NLPTaskType, create_nlp_head
 
 LENGTHS = (5, 3)
 LENGTH = 6
@@ -59,16 +60,27 @@ def inputs_of(task: NLPTaskConfig, side: str = "right", length: int = LENGTH) ->
     return inputs
 
 
-def features_of(inputs: dict[str, np.ndarray], d_model: int = 8) -> dict[str, np.ndarray]:
-    """What a head reads: random hidden states in place of ids, and embeddings."""
+def features_of(inputs: dict[str, np.ndarray], filler: float = 50.0, d_model: int = 8) -> dict[str, np.ndarray]:
+    """What a head reads: a random row for each token id, `filler` at padding, and embeddings."""
     rng = np.random.default_rng(0)
+    table = rng.normal(size=(VOCABULARY, d_model)).astype("float32")
     features = {"embeddings": rng.normal(size=(VOCABULARY + 1, d_model)).astype("float32")}
     for name, array in inputs.items():
-        hidden = name.endswith("input_ids")
-        features[name.replace("input_ids", "last_hidden_state")] = (
-            rng.normal(size=(*array.shape, d_model)).astype("float32") if hidden else array
-        )
+        if not name.endswith("input_ids"):
+            features[name] = array
+            continue
+        mask = inputs[name.replace("input_ids", "attention_mask")][..., None]
+        features[name.replace("input_ids", "last_hidden_state")] = np.where(mask, table[array], np.float32(filler))
     return features
+
+
+def head_of(task: NLPTaskConfig, **options: Any) -> Any:
+    """A built, perturbed head without a backbone."""
+    if "vocab_size" in task.head_class.fields:
+        task = replace(task, vocab_size=VOCABULARY)
+    head = create_nlp_head(task, **options)
+    head.build({name: array.shape for name, array in features_of(inputs_of(task)).items()})
+    return perturb(head)
 
 
 def labels_of(task: NLPTaskConfig, inputs: dict[str, np.ndarray], seed: int = 0) -> np.ndarray:

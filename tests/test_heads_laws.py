@@ -1,10 +1,9 @@
 """Laws of single heads: padding, half precision, and each head's scores and answers against its definition."""
 
-import keras
 import numpy as np
 import pytest
 from harness import assert_close, numpy
-from head_harness import LENGTH, LENGTHS, inputs_of, labels_of, task_of
+from head_harness import LENGTH, LENGTHS, features_of, head_of, inputs_of, labels_of, task_of
 from model_harness import SMALL_MODEL, WITH_HEAD, perturb, run
 from test_heads_tasks import ONE_OF_EACH_HEAD, VARIATIONS
 
@@ -18,12 +17,6 @@ FORWARD = 1e-5
 NOWHERE = -1e9
 CASES = {**{str(t): (str(t), {}) for t in ONE_OF_EACH_HEAD.values()}, **VARIATIONS}
 SMALL = {**SMALL_MODEL["mamba2"], "num_layers": 1}
-
-
-def model_of(case, **options):
-    task = task_of(CASES[case][0], **CASES[case][1])
-    keras.utils.set_random_seed(0)
-    return task, perturb(WITH_HEAD["mamba2"]("tiny", task, **{**SMALL, **options}), size=0.1)
 
 
 def places(side, length):
@@ -50,13 +43,12 @@ def at_real_tokens(output, task, side, length):
 
 @pytest.mark.parametrize("case", CASES)
 def test_padding_on_either_side_changes_nothing_that_a_head_says(case):
-    generates = "text_generation" in CASES[case][0]
-    task, model = model_of(case, bidirectional=not generates)
-    wanted = None
-    for side, length in (("right", LENGTH), ("left", LENGTH), ("left", LENGTH + 2)):
-        output = run(model, inputs_of(task, side, length))
-        if task.use_crf:  # what the chain says, for it has end and start scores at its ends
-            rows = [model.get_layer("task").decode(output)[i][p] for i, p in enumerate(places(side, length))]
+    task = task_of(CASES[case][0], **CASES[case][1])
+    head, wanted = head_of(task), None
+    for side, length, filler in (("right", LENGTH, 50.0), ("left", LENGTH, -50.0), ("left", LENGTH + 2, 1.0)):
+        output = run(head, features_of(inputs_of(task, side, length), filler))
+        if task.use_crf:  # what the chain says, for it has start and end scores at its ends
+            rows = [head.decode(output)[i][place] for i, place in enumerate(places(side, length))]
         else:
             rows = at_real_tokens(output, task, side, length)
         wanted = wanted or rows
@@ -64,31 +56,39 @@ def test_padding_on_either_side_changes_nothing_that_a_head_says(case):
             assert_close(came, want, FORWARD)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_on_either_side_changes_no_label_of_a_model(bidirectional):
+    task = task_of("token_classification")
+    model = perturb(WITH_HEAD["mamba2"]("tiny", task, bidirectional=bidirectional, **SMALL), size=0.1)
+    left, right = (run(model, inputs_of(task, side)) for side in ("left", "right"))
+    for i, n in enumerate(LENGTHS):
+        assert_close(left[i, LENGTH - n :], right[i, :n], FORWARD)
+
+
 @pytest.mark.parametrize("case", ["token_classification", "crf", "masked_language_modeling", "text_generation"])
 def test_labels_of_padding_count_for_nothing(case):
     task = task_of(CASES[case][0], **CASES[case][1])
-    keras.utils.set_random_seed(0)
-    model = WITH_HEAD["mamba2"]("tiny", task, **SMALL)
     inputs = inputs_of(task)
     labels = labels_of(task, inputs)
-    output, loss = run(model, inputs), compile_options(task)["loss"]
-    wanted = numpy(loss(labels, output))
-    labels = np.where(inputs["attention_mask"], labels, 1)
-    assert numpy(loss(labels, output)) == pytest.approx(wanted, rel=FORWARD)
+    output, loss = run(head_of(task), features_of(inputs)), compile_options(task)["loss"]
+    wanted = run(loss, labels, output)
+    assert run(loss, np.where(inputs["attention_mask"], labels, 1), output) == pytest.approx(wanted, rel=FORWARD)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_half_precision_gives_finite_outputs_and_losses_with_rows_of_padding_alone(case):
-    task, model = model_of(case, dtype="mixed_float16")
+    task = task_of(CASES[case][0], **CASES[case][1])
     inputs = inputs_of(task)
+    labels = labels_of(task, inputs)
     for name in inputs:
         if name.endswith("attention_mask"):
             inputs[name][1] = 0
-    output = run(model, inputs)
+    features = {k: v * 100 if v.dtype == "float32" else v for k, v in features_of(inputs).items()}
+    half = {k: v.astype("float16") if "hidden" in k else v for k, v in features.items()}
+    output = run(head_of(task, dtype="mixed_float16"), half)
+    assert output.dtype == "float32"
     assert np.all(np.isfinite(output))
-    labels = labels_of(task, inputs_of(task))
-    options = compile_options(task)
-    assert np.isfinite(run(options["loss"], labels, output))
+    assert np.isfinite(run(compile_options(task)["loss"], labels, output))
 
 
 def best_by_hand(logits, longest):

@@ -13,13 +13,10 @@ from dl_mamba.heads.bidirectional import reverse
 FORWARD = 1e-5
 SMALL = {**SMALL_MODEL["mamba2"], "num_layers": 1}
 TASKS = [
-    task_of("topic_classification", "topic", loss_weight=0.5),
+    task_of("topic_classification", "topic", loss_weight=0.5, label_smoothing=0.1),
     task_of("named_entity_recognition", "names", use_crf=True, loss_weight=2.0),
-    task_of("part_of_speech_tagging", "tags", label_smoothing=0.1),
     task_of("question_answering", "answer"),
     task_of("text_regression", "score"),
-    task_of("dependency_parsing", "tree"),
-    task_of("masked_language_modeling", "cloze"),
 ]
 EAGER = BACKEND == "tensorflow"  # tracing takes longer
 
@@ -38,27 +35,39 @@ def labels(inputs, missing=()):
     return found
 
 
-@pytest.mark.parametrize("missing", [(), ("names", "score"), tuple(task.name for task in TASKS)])
-def test_the_loss_of_several_tasks_is_the_weighted_sum_of_their_own(missing):
-    model, inputs = model_of(TASKS), inputs_of(TASKS[0])
-    wanted = labels(inputs, missing)
-    outputs = run(model, inputs)
-    options = compile_options(TASKS)
-    alone = {
-        task.name: float(numpy(options["loss"][task.name](wanted[task.name], outputs[task.name]))) for task in TASKS
-    }
-    assert all((alone[name] == 0.0) == (name in missing) for name in alone)
+@pytest.fixture(scope="module")
+def scored():
+    """A compiled model, its outputs, and the losses and metrics of its tasks."""
+    model, inputs, options = model_of(TASKS), inputs_of(TASKS[0]), compile_options(TASKS)
     model.compile("sgd", **options, run_eagerly=EAGER)
+    return model, run(model, inputs), options
+
+
+@pytest.mark.parametrize("missing", [(), ("names", "score"), tuple(task.name for task in TASKS)])
+def test_the_loss_of_several_tasks_is_the_weighted_sum_of_their_own(scored, missing):
+    (model, outputs, options), inputs = scored, inputs_of(TASKS[0])
+    wanted = labels(inputs, missing)
+    alone = {name: float(run(loss, wanted[name], outputs[name])) for name, loss in options["loss"].items()}
+    assert all((alone[name] == 0.0) == (name in missing) for name in alone)
     score = model.evaluate(inputs, wanted, verbose=0, return_dict=True)
     total = sum(task.loss_weight * alone[task.name] for task in TASKS)
     assert score["loss"] == pytest.approx(total, rel=FORWARD)
     for name, loss in alone.items():
         assert score[f"{name}_loss"] == pytest.approx(loss, rel=FORWARD)
-    assert score.keys() >= {"topic_accuracy", "names_viterbi_accuracy", "tree_las", "answer_exact_match"}
+    assert score.keys() >= {"topic_accuracy", "names_viterbi_accuracy", "answer_exact_match"}
 
 
-def test_tasks_that_a_batch_has_no_labels_for_are_not_trained_by_it():
-    model, inputs = model_of(TASKS), inputs_of(TASKS[0])
+def test_a_sample_weight_of_0_is_no_label(scored):
+    (_, outputs, options), wanted = scored, labels(inputs_of(TASKS[0]))
+    for name, loss in options["loss"].items():
+        hidden = wanted[name].copy()
+        hidden[1] = np.nan if hidden.dtype.kind == "f" else -100
+        weighed = run(loss, wanted[name], outputs[name], np.array([1.0, 0.0], "float32"))
+        assert weighed == pytest.approx(run(loss, hidden, outputs[name]), rel=FORWARD), name
+
+
+def test_several_tasks_train_together_but_for_those_without_labels_and_come_back_from_their_file(tmp_path):
+    model, inputs = model_of(TASKS, bidirectional=True), inputs_of(TASKS[0])
     heads = model.get_layer("tasks").heads
     before = {name: [numpy(v.value) for v in head.trainable_variables] for name, head in heads.items()}
     model.compile(keras.optimizers.SGD(0.1), **compile_options(TASKS), run_eagerly=EAGER)
@@ -67,39 +76,20 @@ def test_tasks_that_a_batch_has_no_labels_for_are_not_trained_by_it():
         after = [numpy(v.value) for v in head.trainable_variables]
         same = all(np.array_equal(a, b) for a, b in zip(before[name], after, strict=True))
         assert same == (name in ("names", "answer")), name
-
-
-def test_a_sample_weight_of_0_is_no_label():
-    model, inputs = model_of(TASKS), inputs_of(TASKS[0])
-    wanted = labels(inputs)
-    weights = {task.name: np.array([1.0, 0.0]) for task in TASKS}
-    hidden = {name: array.copy() for name, array in wanted.items()}
-    for array in hidden.values():
-        array[1] = np.nan if array.dtype.kind == "f" else -100
-    model.compile("sgd", **compile_options(TASKS), run_eagerly=EAGER)
-    weighed = model.evaluate(inputs, wanted, sample_weight=weights, verbose=0, return_dict=True)
-    unlabelled = model.evaluate(inputs, hidden, verbose=0, return_dict=True)
-    for name, value in unlabelled.items():
-        assert weighed[name] == pytest.approx(value, rel=FORWARD), name
-
-
-def test_several_tasks_train_together_and_come_back_from_their_file(tmp_path):
-    model, inputs = model_of(TASKS, bidirectional=True), inputs_of(TASKS[0])
-    model.compile(keras.optimizers.Adam(1e-2), **compile_options(TASKS), run_eagerly=EAGER)
-    losses = model.fit(inputs, labels(inputs), epochs=3, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    wanted, came = run(model, inputs), run(again, inputs)
-    for name in wanted:
-        np.testing.assert_array_equal(came[name], wanted[name])
-    again.fit(inputs, labels(inputs), verbose=0)  # losses and metrics came back as well
+    assert again.get_layer("tasks").configs == model.get_layer("tasks").configs
+    for came, wanted in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(came, wanted)
+    assert {n: loss.get_config() for n, loss in again.loss.items()} == {
+        n: x.get_config() for n, x in model.loss.items()
+    }
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_compiled_program_gives_the_loss_of_the_eager_one(jit):
-    if jit and BACKEND == "torch":
-        pytest.skip("torch runs eagerly; compiling takes minutes")
+    if BACKEND != "tensorflow" and jit == (BACKEND == "torch"):
+        pytest.skip("torch runs eagerly, for compiling takes minutes; JAX compiles in any case")
     tasks = TASKS[:2]
     model, inputs = model_of(tasks), inputs_of(TASKS[0])
     wanted = {task.name: labels_of(task, inputs) for task in tasks}
