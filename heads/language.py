@@ -29,10 +29,11 @@ class LanguageModelingHead(TaskHead):
         if self.config.vocab_size is None:
             raise ValueError(f"vocab_size=None; the task {self.config.name!r} needs the number of tokens.")
         self.logits = None
+        self.product_dtype = "float32" if self.compute_dtype == "float16" else self.compute_dtype  # 65504 is too little
         if not self.config.tie_word_embeddings:
-            self.logits = self._dense(
-                self.config.vocab_size, "logits", use_bias=False, kernel_initializer=initializers.projection()
-            )
+            dtype = "float32" if self.compute_dtype == "float16" else None
+            options = {"use_bias": False, "kernel_initializer": initializers.projection()}
+            self.logits = self._dense(self.config.vocab_size, "logits", dtype=dtype, **options)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -51,13 +52,13 @@ class LanguageModelingHead(TaskHead):
     def _scores(self, x: Any, inputs: Any) -> Any:
         if self.logits is not None:
             return ops.cast(self.logits(x), "float32")
-        matrix = ops.transpose(ops.cast(inputs["embeddings"], self.compute_dtype))
+        matrix = ops.transpose(ops.cast(inputs["embeddings"], self.product_dtype))
         if matrix.shape[0] != x.shape[-1]:
             raise ValueError(
                 f"last_hidden_state has width {x.shape[-1]} and the embeddings {matrix.shape[0]}; choose "
                 "tie_word_embeddings=False."
             )
-        logits = ops.matmul(ops.cast(x, self.compute_dtype), matrix)
+        logits = ops.matmul(ops.cast(x, self.product_dtype), matrix)
         return ops.cast(logits[..., : self.config.vocab_size], "float32")
 
     def compute_output_spec(self, inputs: Any, mask: Any = None) -> keras.KerasTensor:
