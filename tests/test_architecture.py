@@ -61,7 +61,7 @@ PUBLIC = {
         "implementation_scope",
         "last_implementation",
     ),
-    "dl_mamba.heads": ("NLPTaskType", "NLPTaskConfig", "create_nlp_head"),
+    "dl_mamba.heads": ("NLPTaskType", "NLPTaskConfig", "create_nlp_head", "create_multi_task_nlp_head"),
     "dl_mamba.variants": ("names", "load"),
 }
 

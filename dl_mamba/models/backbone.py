@@ -63,6 +63,7 @@ class Backbone(Pretrained, keras.Model):
         state: tuple[MixerState, ...] | None = None,
         return_state: bool = False,
         output_hidden_states: bool = False,
+        output_embeddings: bool = False,
     ) -> dict[str, Any]:
         ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
@@ -79,10 +80,25 @@ class Backbone(Pretrained, keras.Model):
                 states.append(block_state)
             hidden_states.append(hidden)
         hidden_states[-1] = self.final_norm(hidden)
-        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+        outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
+        return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
+
+    def _embedding_matrix(self) -> Any:
+        """(rows, d_model), for logits that are tied to it."""
+        if self.embedding.quantization_mode is not None:
+            raise ValueError(
+                f"the embedding is quantized to {self.embedding.quantization_mode!r}, and the logits of a head are "
+                "tied to it; choose tie_word_embeddings=False."
+            )
+        return ops.convert_to_tensor(self.embedding.embeddings)
 
     def compute_output_spec(
-        self, inputs: Any, state: Any = None, return_state: bool = False, output_hidden_states: bool = False
+        self,
+        inputs: Any,
+        state: Any = None,
+        return_state: bool = False,
+        output_hidden_states: bool = False,
+        output_embeddings: bool = False,
     ) -> dict[str, Any]:
         ids, _, _ = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
@@ -94,7 +110,11 @@ class Backbone(Pretrained, keras.Model):
             states.append(block_state)
             hidden_states.append(hidden)
         hidden_states[-1] = self.final_norm.compute_output_spec(hidden)
-        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+        outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
+        if output_embeddings:
+            shape = (self.config.embedding_rows, self.config.d_model)
+            outputs["embeddings"] = keras.KerasTensor(shape, dtype=self.variable_dtype)
+        return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None
