@@ -6,6 +6,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+NEW_TOKENS = 64
+
 
 @dataclass(frozen=True)
 class Case:
@@ -16,8 +18,8 @@ class Case:
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         family: `"mamba"` or `"mamba2"`; a peer of another kind is given the parameter count of that family.
         work: `"forward"`, `"gradient"` (forward and backward), `"step"` (of training, with AdamW), `"token"` (one more
-            token from a state), `"stream"` (forward, a piece at a time with carried state) or `"epoch"` (`fit` on 256
-            rows).
+            token from a state), `"generate"` (a prompt is read and `NEW_TOKENS` are generated), `"stream"` (forward, a
+            piece at a time with carried state) or `"epoch"` (`fit` on 256 rows).
         batch, length: of the input.
         d_model, num_layers, vocab_size: of the model.
         op: an op to measure alone, at the sizes of a layer of that model; the whole model if empty.

@@ -13,8 +13,9 @@ import numpy as np
 from benchmarks.case import Case
 from benchmarks.process import Failed, Process
 
-LONG = 20.0  # seconds: what takes longer is timed on its first run alone
-TOLERANCE = {"forward": 2e-3, "gradient": 2e-2}  # float32 through all layers, relative to the largest value
+LONG = 60.0  # seconds: what takes longer is timed on its first run alone
+# float32 through all layers, relative to the largest value; generated tokens are the same or not
+TOLERANCE = {"forward": 2e-3, "gradient": 2e-2, "generate": 0.0}
 
 
 @dataclass

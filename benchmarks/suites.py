@@ -90,6 +90,13 @@ def decode(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
         yield _comparison({"family": family, "work": "token"}, backends, (), ["transformers"], revision)
 
 
+def generate(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
+    """64 tokens after a prompt of 16, 130m shape: against transformers with its cache, and the bandwidth of memory."""
+    for family in FAMILIES:
+        size = {"family": family, "work": "generate", "length": 16, "num_layers": 24, "vocab_size": 50280}
+        yield _comparison(size, backends, (), ["transformers", "bandwidth"], revision)
+
+
 def scaling(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     """Time and memory of a forward pass against length, and of a million tokens piece by piece."""
     small = {"d_model": 256, "num_layers": 2}
@@ -115,6 +122,7 @@ SUITES: dict[str, Callable[[Sequence[str], str], Iterator[Comparison]]] = {
     "model": model,
     "train": train,
     "decode": decode,
+    "generate": generate,
     "scaling": scaling,
     "compile": compilation,
 }

@@ -10,7 +10,7 @@ BACKEND, REASON = choose_backend()
 
 from importlib.metadata import version
 
-from dl_mamba import heads, ops, tokenizers, variants
+from dl_mamba import generation, heads, ops, tokenizers, training, variants
 from dl_mamba.heads import TextClassifier, create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.layers import (
     Mamba2Layer,
@@ -22,15 +22,17 @@ from dl_mamba.layers import (
     exclude_from_weight_decay,
     no_weight_decay_variables,
 )
-from dl_mamba.models import Mamba, Mamba2
+from dl_mamba.models import Mamba, Mamba2, Mamba2CausalLM, MambaCausalLM
 
 __version__ = version("dl-mamba")
 
 __all__ = [
     "Mamba",
     "Mamba2",
+    "Mamba2CausalLM",
     "Mamba2Layer",
     "Mamba2ResidualBlock",
+    "MambaCausalLM",
     "MambaLayer",
     "MambaResidualBlock",
     "MixerState",
@@ -39,9 +41,11 @@ __all__ = [
     "create_mamba2_with_head",
     "create_mamba_with_head",
     "exclude_from_weight_decay",
+    "generation",
     "heads",
     "no_weight_decay_variables",
     "ops",
     "tokenizers",
+    "training",
     "variants",
 ]

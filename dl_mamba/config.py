@@ -55,7 +55,7 @@ class MixerConfig(Config):
 
     d_model: int
     d_conv: int = 4
-    expand: int = 2
+    expand: int | float = 2
     bias: bool = False
     conv_bias: bool = True
     dt_min: float = 1e-3
@@ -64,14 +64,18 @@ class MixerConfig(Config):
     num_layers: int = 1
 
     def __post_init__(self) -> None:
-        self._at_least(1, "d_model", "d_conv", "expand", "num_layers", "d_state")
+        self._at_least(1, "d_model", "d_conv", "num_layers", "d_state")
+        self._check_expand()
         if not 0.0 < self.dt_min <= self.dt_max:
             raise ValueError(f"dt_min={self.dt_min}, dt_max={self.dt_max}; 0 < dt_min <= dt_max is needed.")
+
+    def _check_expand(self) -> None:
+        self._at_least(1, "expand")
 
     @property
     def d_inner(self) -> int:
         """Width inside the mixer: expand x d_model."""
-        return self.expand * self.d_model
+        return round(self.expand * self.d_model)
 
     @property
     def out_proj_parameters(self) -> int:
@@ -87,13 +91,26 @@ class MambaMixerConfig(MixerConfig):
     dt_rank: int | str = "auto"
     dt_init: str = "random"
     dt_scale: float = 1.0
+    bcdt_norm_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.bcdt_norm_epsilon is not None and not self.bcdt_norm_epsilon > 0:
+            raise ValueError(
+                f"bcdt_norm_epsilon={self.bcdt_norm_epsilon!r}; None or a number > 0 is needed, e.g. 1e-6."
+            )
         if self.dt_rank != "auto":
             self._at_least(1, "dt_rank")
         if self.dt_init not in ("random", "constant"):
             raise ValueError(f"dt_init={self.dt_init!r} is unknown; choose 'random' or 'constant'.")
+
+    def _check_expand(self) -> None:
+        width = self.expand * self.d_model
+        if not width >= 1 or abs(width - round(width)) > 1e-6:  # a fraction such as 5/3 comes as a rounded float
+            raise ValueError(
+                f"expand={self.expand!r} with d_model={self.d_model} gives d_inner={width}; "
+                "a whole number >= 1 is needed."
+            )
 
     @property
     def dt_width(self) -> int:

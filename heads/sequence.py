@@ -1,20 +1,27 @@
-"""Sequence classification: pool, drop, one hidden layer if wanted, logits."""
+"""Sequence classification and regression: pool, drop, one hidden layer if wanted, logits or values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from dl_mamba.heads.base import TaskHead, read, width_of
+from dl_mamba.heads.losses import TaskLoss
+from dl_mamba.heads.metrics import TaskScore
 from dl_mamba.heads.pooling import MaskedPooling
-from dl_mamba.heads.tasks import NLPTaskConfig
+from dl_mamba.heads.tasks import PROBLEM_TYPES, NLPTaskConfig
+
+KINDS = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "squared_error"}
+SCORES = {"single_label": "accuracy", "multi_label": "binary_accuracy", "regression": "mean_absolute_error"}
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
-class SequenceClassificationHead(keras.layers.Layer):
-    """Class logits of whole sequences.
+class SequenceClassificationHead(TaskHead):
+    """Class logits of whole sequences, or values if `problem_type="regression"`: a linear layer on the pooled row.
 
     Args:
         config: an `NLPTaskConfig`, or its fields as a dict.
@@ -25,7 +32,8 @@ class SequenceClassificationHead(keras.layers.Layer):
             optional; or the hidden states alone, with or without a Keras mask.
 
     Returns:
-        Logits (batch, num_classes) in float32.
+        Logits (batch, num_classes) in float32. Labels are (batch,) class numbers, (batch, num_classes) of 0 and 1 for
+        several labels, (batch,) or (batch, num_classes) numbers for regression.
 
     Example:
 
@@ -36,50 +44,50 @@ class SequenceClassificationHead(keras.layers.Layer):
     (3, 2)
     """
 
-    def __init__(self, config: NLPTaskConfig | Mapping[str, Any], **kwargs: Any):
-        config = config if isinstance(config, NLPTaskConfig) else NLPTaskConfig(**config)
-        super().__init__(autocast=False, **{"name": config.name, **kwargs})
-        self.config = config
-        self.supports_masking = True
-        self.pooling = MaskedPooling(config.pooling, dtype=self.dtype_policy, name="pooling")
-        self.hidden = None
-        if config.hidden_size is not None:
-            self.hidden = keras.layers.Dense(config.hidden_size, "tanh", dtype=self.dtype_policy, name="hidden")
-        self.dropout = keras.layers.Dropout(config.dropout_rate, dtype=self.dtype_policy, name="dropout")
-        self.logits = keras.layers.Dense(config.num_classes, dtype="float32", name="logits")
+    fields = ("num_classes", "label_names", "hidden_size", "pooling", "label_smoothing", "problem_type")
+    problem_types = PROBLEM_TYPES
+    defaults = MappingProxyType({"pooling": "mean", "problem_type": "single_label"})
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        self.pooling = MaskedPooling(self.config.pooling, dtype=self.dtype_policy, name="pooling")
+        self.logits = self._dense(self.config.num_classes, "logits", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
-        shape = input_shape["last_hidden_state"] if isinstance(input_shape, Mapping) else input_shape
-        pooled = (shape[0], shape[-1])
-        self.pooling.build(shape)
-        if self.hidden is not None:
-            self.hidden.build(pooled)
-            pooled = (shape[0], self.config.hidden_size)
-        self.logits.build(pooled)
+        width = width_of(input_shape)
+        self.pooling.build((None, None, width))
+        self._build_stack(width, self.logits)
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        hidden_states, mask = _read(inputs, mask)
-        x = self.dropout(self.pooling(hidden_states, mask=mask))
-        if self.hidden is not None:
-            x = self.dropout(self.hidden(x))
+        hidden_states, mask = read(inputs, mask)
+        x = self._features(self.pooling(hidden_states, mask=mask))
         return self.logits(ops.cast(x, "float32"))
 
     def compute_output_spec(self, inputs: Any, mask: Any = None) -> keras.KerasTensor:
-        hidden_states, _ = _read(inputs, mask)
+        hidden_states, _ = read(inputs, mask)
         return keras.KerasTensor((hidden_states.shape[0], self.config.num_classes), dtype="float32")
 
-    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
-        return None
+    @classmethod
+    def make_loss(cls, config: NLPTaskConfig) -> keras.losses.Loss:
+        return TaskLoss(KINDS[config.problem_type], config.label_smoothing, name=config.name)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": self.config.to_dict()}
+    @classmethod
+    def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
+        return [TaskScore(SCORES[config.problem_type])]
+
+    @classmethod
+    def axes(cls, config: NLPTaskConfig) -> tuple[str, str]:
+        labels = "(batch,)" if config.problem_type == "single_label" else "(batch, num_classes)"
+        return "(batch, num_classes)", labels
+
+    def decode(self, logits: Any) -> np.ndarray:
+        """(batch,) class numbers; 0 or 1 for each of several labels; the values themselves for regression."""
+        return decide(logits, self.config.problem_type)
 
 
-def _read(inputs: Any, mask: Any) -> tuple[Any, Any]:
-    if not isinstance(inputs, Mapping):
-        return inputs, mask
-    if "last_hidden_state" not in inputs:
-        raise ValueError(
-            f"inputs have the keys {sorted(inputs)}; 'last_hidden_state' is needed, 'attention_mask' optional."
-        )
-    return inputs["last_hidden_state"], inputs.get("attention_mask")
+def decide(logits: Any, problem_type: str) -> np.ndarray:
+    """Classes of logits (..., num_classes) by the kind of problem."""
+    logits = np.asarray(ops.convert_to_numpy(logits))
+    if problem_type == "regression":
+        return logits
+    return logits.argmax(-1) if problem_type == "single_label" else (logits > 0).astype("int32")

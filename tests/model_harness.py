@@ -85,7 +85,8 @@ def mixer_options(family: str, seed: int) -> dict[str, Any]:
         "num_layers": choose(1, 3),
     }
     if family == "mamba":
-        return {**options, "dt_rank": choose("auto", 1, 3), "dt_init": choose("random", "constant")}
+        norm = {"bcdt_norm_epsilon": choose(None, 1e-3)}
+        return {**options, "dt_rank": choose("auto", 1, 3), "dt_init": choose("random", "constant"), **norm}
     inner = options["d_model"] * options["expand"]
     headdim = choose(*(p for p in (1, 2, 3, 4) if p <= inner))
     nheads = int(rng.integers(1, inner // headdim + 1))
@@ -143,6 +144,8 @@ def _mamba_row(w, options, u, window, h):
         x, z = np.split(_dense(w, "in_proj", token), 2)
         x, window = _convolve(w, window, x)
         delta, B, C = np.split(_dense(w, "x_proj", x), [rank, rank + n])
+        if options["bcdt_norm_epsilon"] is not None:
+            delta, B, C = (v / np.sqrt(np.mean(v**2) + options["bcdt_norm_epsilon"]) for v in (delta, B, C))
         dt = np.logaddexp(0.0, _dense(w, "dt_proj", delta) + w["dt_bias"])
         h = np.exp(dt[:, None] * A) * h + (dt * x)[:, None] * B
         outputs.append(_dense(w, "out_proj", (h @ C + w["D"] * x) * _silu(z)))

@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "cli",
     "pipelines",
+    "hub",
     "dl_mamba",
     "heads",
-    "generation",
+    "training",
     "models",
+    "generation",
     "weights",
     "layers",
     "ops",
@@ -31,13 +33,18 @@ ROOMS = (
     "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
-OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy")
+OPTIONAL = (
+    *("matplotlib", "pandas", "typer", "rich", "sklearn", "scipy"),
+    *("keras_hub", "transformers", "safetensors", "huggingface_hub", "tokenizers"),
+)
 BACKENDS = ("jax", "tensorflow", "torch")
 
 PUBLIC = {
     "dl_mamba": (
         "Mamba",
         "Mamba2",
+        "MambaCausalLM",
+        "Mamba2CausalLM",
         "MambaLayer",
         "Mamba2Layer",
         "MambaResidualBlock",
@@ -54,7 +61,7 @@ PUBLIC = {
         "implementation_scope",
         "last_implementation",
     ),
-    "dl_mamba.heads": ("NLPTaskType", "NLPTaskConfig", "create_nlp_head"),
+    "dl_mamba.heads": ("NLPTaskType", "NLPTaskConfig", "create_nlp_head", "create_multi_task_nlp_head"),
     "dl_mamba.variants": ("names", "load"),
 }
 
@@ -183,6 +190,12 @@ def test_importing_the_package_needs_neither_optional_libraries_nor_a_second_bac
     banned = [name for name in (*OPTIONAL, *BACKENDS) if name != keras.backend.backend()]
     result = _run(f"import keras, sys; sys.modules.update(dict.fromkeys({banned})); import dl_mamba", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_adapters_of_keras_hub_name_the_extra_that_is_missing():
+    result = _run("import sys; sys.modules['keras_hub'] = None; import dl_mamba.hub")
+    assert result.returncode == 1
+    assert 'pip install "dl-mamba[hub]"' in result.stderr
 
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names])

@@ -1,5 +1,6 @@
 """The command line: one clear line and exit code 2 for a mistake, no file left; results where they are asked for."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import keras
 import pytest
 from typer.testing import CliRunner
 
+import dl_mamba
 from dl_mamba import variants
 from dl_mamba.backend import choose_backend
 from dl_mamba.cli.app import app
@@ -106,6 +108,115 @@ def test_bad_input_to_predict_is_one_line_and_exit_code_2(arguments, message):
     assert message in result.stderr
 
 
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small model in the format of transformers."""
+    model = dl_mamba.Mamba(vocab_size=11, d_model=8, num_layers=3)
+    model.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_convert_goes_around_all_formats_and_inspect_names_each_tensor(checkpoint, tmp_path):
+    steps = [("a", "--format", "mamba_ssm"), ("b.keras",), ("c",)]
+    source = checkpoint
+    for name, *options in steps:
+        result = _call("convert", source, tmp_path / name, *options)
+        assert result.exit_code == 0, result.stderr
+        source = tmp_path / name
+    assert (source / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    result = _call("inspect", tmp_path / "a")
+    assert result.exit_code == 0, result.stderr
+    for part in ("mamba_ssm: config.json and pytorch_model.bin", "tied head", "3x  backbone.layers.{i}.mixer.in_proj"):
+        assert part in result.stdout
+    assert "dropped: the embedding again" in result.stdout
+    _call("convert", checkpoint, tmp_path / "half", "--dtype", "bfloat16")
+    assert "bfloat16 [11, 8]" in _call("inspect", tmp_path / "half").stdout
+
+
+BAD_CONVERSIONS = [
+    (("hf", "x", "--format", "onnx"), "format='onnx' is unknown; choose one of hf, mamba_ssm, keras"),
+    (("hf", "x", "--dtype", "int8"), "dtype='int8' is unknown"),
+    (("hf", "x.keras", "--dtype", "int8"), "dtype='int8' is unknown"),
+    (("hf", "hf"), "choose another folder"),
+    (("hf", "no/x.keras"), "does not exist; create it"),
+    (("hf", "x", "--format", "keras"), "choose a name that ends in .keras"),
+    (("x.keras", "x"), "x.keras does not exist"),
+    (("bad.keras", "x"), "bad.keras is no .keras file"),
+    (("nowhere", "x"), "nowhere is neither a folder nor the name of a repository"),
+    (("empty", "x"), "empty holds none of config.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_CONVERSIONS)
+def test_bad_input_to_convert_is_one_line_exit_code_2_and_no_file(
+    arguments, message, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    _file(tmp_path, "no zip", "bad.keras")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = _call("convert", *arguments)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def language_model(tmp_path):
+    """A language model of bytes, in a .keras file."""
+    model = dl_mamba.MambaCausalLM(256, 8, 1, d_state=4, dt_rank=2, tokenizer=dl_mamba.tokenizers.ByteTokenizer())
+    model.save(tmp_path / "lm.keras")
+    return model
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_generate_prints_the_prompt_and_what_follows_and_counts_tokens(language_model, tmp_path):
+    result = _call("generate", "--model", tmp_path / "lm.keras", "--prompt", "Hi", "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == language_model.generate("Hi", 5) + "\n"
+    assert "5 tokens, the first after " in result.stderr
+    drawn = ["--temperature", 0.9, "--top-k", 9, "--seed", 3, "--max-new-tokens", 5]
+    result = _call("generate", "--model", tmp_path / "lm.keras", "--prompt", "Hi", *drawn)
+    sampler = dl_mamba.generation.Sampler(temperature=0.9, top_k=9)
+    assert result.stdout == language_model.generate("Hi", 5, sampler, seed=3) + "\n"
+
+
+BAD_GENERATION = [
+    (("nowhere.keras",), "nowhere.keras does not exist"),
+    (("classifier.keras",), "holds a Sequential; a MambaCausalLM or Mamba2CausalLM is needed"),
+    (("lm.keras", "--max-new-tokens", "0"), "max_new_tokens=0; an integer >= 1 is needed"),
+    (("lm.keras", "--top-p", "2"), "top_p=2.0; a number > 0 and <= 1 is needed"),
+    (("lm.keras", "--tokenizer", "empty"), "empty gives no tokenizer"),
+    (("hf", "--dtype", "int8"), "dtype='int8' is unknown"),
+    (("hf",), "there is no tokenizer.json beside the weights; name one with --tokenizer"),
+    (("empty",), "empty holds none of config.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_GENERATION)
+def test_bad_input_to_generate_is_one_line_and_exit_code_2(
+    arguments, message, language_model, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save("classifier.keras")
+    result = _call("generate", "--prompt", "Hi", "--model", *arguments)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_inspect_shows_the_tensors_that_do_not_fit_and_exits_with_2(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "use_bias": True, "num_hidden_layers": 2}))
+    result = _call("inspect", checkpoint)
+    assert result.exit_code == 2
+    assert "layers/{i}/mixer/in_proj/bias" in result.stdout
+    for problem in ("layers.0.mixer.in_proj.bias [32] is missing", "layers.2.norm.weight is no weight of this config"):
+        assert problem in result.stderr
+
+
 def test_variants_lists_every_size():
     result = _call("variants")
     assert result.exit_code == 0
@@ -123,7 +234,11 @@ def test_info_names_backend_versions_and_implementations():
 
 def test_help_lists_the_commands():
     result = _call("--help")
-    assert [name for name in ("demo", "train", "predict", "variants", "info") if name not in result.stdout] == []
+    assert [
+        name
+        for name in ("demo", "train", "predict", "convert", "inspect", "variants", "info")
+        if name not in result.stdout
+    ] == []
 
 
 def test_a_backend_that_the_user_names_is_kept(monkeypatch):

@@ -8,13 +8,14 @@ import pandas
 import pytest
 
 from dl_mamba.heads.text_classifier import Classifier
-from dl_mamba.pipelines import fitting, plots, prediction, training
+from dl_mamba.pipelines import plots, prediction, training
 from dl_mamba.pipelines.demo import run_demo
 from dl_mamba.pipelines.errors import InputError, require
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination
 from dl_mamba.pipelines.recipe import TEXT, Recipe
 from dl_mamba.pipelines.splits import class_names, stratified_split
 from dl_mamba.pipelines.tables import Examples, read_examples
+from dl_mamba.weights.publishing import published
 
 ROWS = [("a fine film", "good"), ('so "so", really', "bad"), ("null", "bad"), ("déjà vu", "good")] * 3
 SMALL = Recipe(options={"d_model": 8, "num_layers": 1, "d_state": 4, "headdim": 8}, epochs=2, batch_size=8)
@@ -219,19 +220,35 @@ def test_a_failure_while_saving_keeps_the_older_model(moods, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("eager")
+def test_a_run_that_was_cut_off_goes_on_to_the_same_end(moods, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) == 5:
+                raise KeyboardInterrupt
+
+    def run(name, callbacks=(), **options):
+        return training.train(moods, out=tmp_path / name, recipe=SMALL, epochs=4, callbacks=callbacks, **options)
+
+    whole = run("whole.keras")
+    with pytest.raises(KeyboardInterrupt):
+        run("cut.keras", [Stop()], resume=True)
+    assert (tmp_path / "cut.resume.npz").is_file()
+    with pytest.raises(InputError, match="is the state of another run: recipe="):
+        run("cut.keras", seed=5, resume=True)
+    cut = run("cut.keras", resume=True)
+    assert cut.metrics["history"] == whole.metrics["history"]
+    for left, right in zip(cut.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert not (tmp_path / "cut.resume.npz").exists()
+
+
+@pytest.mark.usefixtures("eager")
 def test_equal_seeds_train_equal_models(moods, tmp_path):
     histories = [
         training.train(moods, out=tmp_path / "a.keras", recipe=SMALL, seed=seed).metrics["history"]["loss"]
         for seed in (1, 1, 2)
     ]
     assert histories[0] == histories[1] != histories[2]
-
-
-def test_the_schedule_warms_up_to_the_peak_and_comes_down_to_zero():
-    model = fitting.build_text_classifier(SMALL, ["so good", "so bad"], ["a", "b"])
-    schedule = fitting.make_optimizer(SMALL, model, steps=100)._learning_rate
-    rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
-    assert rates == pytest.approx([0, 0.5 * 2e-3, 2e-3, 0.5 * 2e-3, 0], abs=1e-8)
 
 
 def test_a_damaged_or_foreign_model_file_is_refused(tmp_path):

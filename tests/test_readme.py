@@ -1,4 +1,4 @@
-"""The README says what is so: its Python runs, and its table is the one that the script writes."""
+"""The pages say what is so: their Python runs, and the table of the README is the one that the script writes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_python_of_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/fine_tuning.md", "docs/generation.md"])
+def test_the_python_of_a_page_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+    exec(compile("\n".join(blocks), page, "exec"), {})
 
 
 def test_the_table_of_variants_is_the_one_that_its_script_writes():

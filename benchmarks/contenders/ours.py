@@ -8,21 +8,24 @@ from typing import Any
 import keras
 
 import dl_mamba
-from benchmarks.case import Case
+from benchmarks.case import NEW_TOKENS, Case
 from benchmarks.contenders import Work
 from benchmarks.contenders.keras_work import COMPILED, work_of
 from benchmarks.contenders.op_work import on_keras
 from benchmarks.contenders.parameters import config_of
 from benchmarks.weights import token_ids, value
 
+BACKBONES = {"mamba": dl_mamba.Mamba, "mamba2": dl_mamba.Mamba2}
+LANGUAGE_MODELS = {"mamba": "MambaCausalLM", "mamba2": "Mamba2CausalLM"}  # an earlier revision may have none
 PIECE = 4096  # tokens
 
 
 def prepare(case: Case) -> Work:
     if case.op:
         return on_keras(case, getattr(dl_mamba.ops, case.op))
-    family = {"mamba": dl_mamba.Mamba, "mamba2": dl_mamba.Mamba2}[case.family]
-    model = family(**config_of(case).to_dict())
+    if case.work == "generate":
+        return _generate(case)
+    model = BACKBONES[case.family](**config_of(case).to_dict())
     for variable in model.variables:
         variable.assign(value(variable.path.partition("/")[2], tuple(variable.shape)))
     if case.work in _STATEFUL:
@@ -63,6 +66,15 @@ def _stream(case: Case, model: keras.Model) -> Work:
 
 def _with_state(case: Case, model: keras.Model) -> Callable:
     return COMPILED[case.backend](lambda x, state: model(x, state=state, return_state=True), model)
+
+
+def _generate(case: Case) -> Work:
+    """New tokens after a prompt, prefill included."""
+    model = getattr(dl_mamba, LANGUAGE_MODELS[case.family])(**config_of(case).to_dict())
+    for name, variable in model.pretrained_variables().items():
+        variable.assign(value(name, tuple(variable.shape)))
+    ids = token_ids(case.batch, case.length, case.vocab_size)
+    return Work(lambda: model.generate(ids, NEW_TOKENS), lambda tokens: {"tokens": tokens})
 
 
 _STATEFUL = {"token": _token, "stream": _stream}

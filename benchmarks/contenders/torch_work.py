@@ -23,11 +23,8 @@ def work_of(case: Case, module: torch.nn.Module, hidden: Callable, our_name: Cal
         hidden: picks the (batch, length, d_model) tensor from what the module returns.
         our_name: name of a parameter in this library.
     """
-    module.to(DEVICE)
+    load(module.to(DEVICE), our_name)
     parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(_as_torch(our_name(name), tuple(parameter.shape))))
     ids = torch.from_numpy(token_ids(case.batch, case.length, case.vocab_size)).long().to(DEVICE)
     if case.work == "forward":
         forward = torch.no_grad()(lambda: hidden(module(ids)))
@@ -43,6 +40,13 @@ def work_of(case: Case, module: torch.nn.Module, hidden: Callable, our_name: Cal
         return {f"gradient of {n}": _as_ours(g) for n, g in kernels.items()}
 
     return Work(gradient, results)
+
+
+def load(module: torch.nn.Module, our_name: Callable[[str], str]) -> None:
+    """Give a module our weights."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(torch.from_numpy(_as_torch(our_name(name), tuple(parameter.shape))))
 
 
 def _as_torch(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command `dl-mamba`: demo, train, predict, variants, info."""
+"""The command `dl-mamba`: demo, train, predict, generate, convert, inspect, variants, info."""
 
 from __future__ import annotations
 

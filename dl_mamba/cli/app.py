@@ -26,6 +26,10 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Option(help="Training data: .csv, .tsv, .jsonl or .parquet.", show_default=False)]
 Column = Annotated[str | None, typer.Option(help="Name of the column in the file's header.", show_default=False)]
 Family = Annotated[str | None, typer.Option(help="mamba or mamba2.", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(help="Folder, hub repository such as state-spaces/mamba-130m-hf, or .keras file.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False)]
 
 
 @app.command()
@@ -76,6 +80,7 @@ def train(
     text_column: Column = None,
     label_column: Column = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also fit a bag-of-words logistic regression.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the run's state; go on if it was killed.")] = False,
 ) -> None:
     """Train a classifier of texts, or of rows of numbers, and write it as one .keras file."""
     changes = {"family": family, "variant": variant, "epochs": epochs, "batch_size": batch_size, "seed": seed}
@@ -86,7 +91,8 @@ def train(
         from dl_mamba.pipelines.training import train as run
 
         with RichProgress() as progress:
-            outcome = run(data, **files, baseline=baseline, callbacks=[progress], max_length=max_length, **changes)
+            kept = {"baseline": baseline, "resume": resume, "callbacks": [progress], "max_length": max_length}
+            outcome = run(data, **files, **kept, **changes)
     for note in outcome.notes:
         print(note, file=sys.stderr)
     _show(_training_lines(outcome))
@@ -114,6 +120,71 @@ def predict(
         print(f"wrote {len(found.labels)} predictions to {out}")
     if found.accuracy is not None:
         print(f"accuracy {found.accuracy:.4f} of {len(found.labels)}", file=sys.stderr)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Folder, hub repository or .keras file.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads it from standard input.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens, at most.")] = 100,
+    temperature: Annotated[float | None, typer.Option(help="Draw, from logits divided by this.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the tokens that make up this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Draw from tokens so probable beside the first.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: what was said is less probable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text at which it ends; may be given again.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of a checkpoint's model; float32 if not given.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, if not beside the weights.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Continue a text, token by token; greedy unless an option draws."""
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    with _session():
+        from dl_mamba.pipelines.generation import Continuation, load_language_model, sampler_of
+
+        sampler = sampler_of(temperature, repetition_penalty, **filters)
+        prompt = sys.stdin.read() if prompt == "-" else prompt
+        found = load_language_model(model, dtype, revision, tokenizer)
+        text = Continuation(found, prompt, max_new_tokens, sampler, seed=seed, stop=stop or ())
+        print(prompt, end="", flush=True)
+        for piece in text:
+            print(piece, end="", flush=True)
+    print()
+    print(f"{text.tokens} tokens, the first after {text.first:.2f} s, then {text.rate:.1f} a second", file=sys.stderr)
+
+
+@app.command()
+def convert(
+    source: Source,
+    destination: Annotated[str, typer.Argument(help="Folder to write, or a .keras file.", show_default=False)],
+    format: Annotated[str | None, typer.Option(help="hf, mamba_ssm or keras; by the name of DESTINATION.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as it is if not given.")] = None,
+    revision: Revision = None,
+) -> None:
+    """Write a published checkpoint in another format."""
+    with _session(say=False):
+        from dl_mamba.pipelines.checkpoints import convert as run
+
+        lines = run(source, destination, format=format, dtype=dtype, revision=revision)
+    _show(lines)
+
+
+@app.command()
+def inspect(source: Source, revision: Revision = None) -> None:
+    """Show config and tensors of a published checkpoint, and what would be loaded as what."""
+    with _session(say=False):
+        from dl_mamba.pipelines.checkpoints import inspect as run
+        from dl_mamba.weights import Checkpoint, resolve
+
+        checkpoint = Checkpoint(resolve(source, revision))
+        found = run(checkpoint)
+        _show({**found.lines, "options": ", ".join(f"{name}={value!r}" for name, value in found.options.items())})
+        rows = [(f"{count}x", *cells) for count, *cells in found.tensors]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        checkpoint.check()
 
 
 @app.command()
@@ -153,16 +224,17 @@ def _session(say: bool = True) -> Iterator[None]:
     if say:
         print(f"backend: {BACKEND} ({REASON})", file=sys.stderr)
     from dl_mamba.pipelines.errors import InputError
+    from dl_mamba.weights import CheckpointError
 
     try:
         yield
-    except InputError as error:
+    except (InputError, CheckpointError) as error:
         _fail(error)
 
 
 def _terminate(number: int, frame: Any) -> None:
     """End at once, and leave nothing half-written: an exception would be lost where Python code runs in a callback."""
-    from dl_mamba.pipelines.files import discard_unfinished
+    from dl_mamba.weights.publishing import discard_unfinished
 
     discard_unfinished()
     Console(stderr=True).show_cursor()

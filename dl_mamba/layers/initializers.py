@@ -6,20 +6,54 @@ Every projection is drawn from U(+-1/sqrt(fan_in)), the convolution from U(+-1/s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
+_zeros: ContextVar[bool] = ContextVar("zeros", default=False)
+
+
+@contextmanager
+def zeros_instead() -> Iterator[None]:
+    """Weights built inside start at zero, for a file to overwrite: to draw them takes longer than to read them.
+
+    Example:
+
+    >>> from dl_mamba.layers import initializers
+    >>> with initializers.zeros_instead():
+    ...     draw = initializers.normal(1.0)
+    >>> float(draw((1,))[0])
+    0.0
+    """
+    token = _zeros.set(True)
+    try:
+        yield
+    finally:
+        _zeros.reset(token)
+
 
 def projection(num_layers: int = 1) -> keras.initializers.Initializer:
     """U(+-1/sqrt(fan_in)), divided by sqrt(num_layers) for projections that add to the residual stream."""
-    return keras.initializers.VarianceScaling(scale=1.0 / (3.0 * num_layers), mode="fan_in", distribution="uniform")
+    scale = 1.0 / (3.0 * num_layers)
+    return _drawn(keras.initializers.VarianceScaling(scale=scale, mode="fan_in", distribution="uniform"))
 
 
 def uniform(limit: float) -> keras.initializers.Initializer:
     """U(-limit, limit)."""
-    return keras.initializers.RandomUniform(-limit, limit)
+    return _drawn(keras.initializers.RandomUniform(-limit, limit))
+
+
+def normal(stddev: float) -> keras.initializers.Initializer:
+    """N(0, stddev^2)."""
+    return _drawn(keras.initializers.RandomNormal(stddev=stddev))
+
+
+def _drawn(initializer: keras.initializers.Initializer) -> keras.initializers.Initializer:
+    return keras.initializers.Zeros() if _zeros.get() else initializer
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")

@@ -11,7 +11,7 @@ from dl_mamba.config import MambaMixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
 from dl_mamba.layers.mixer import Mixer, MixerState, split_channels
-from dl_mamba.ops import selective_scan
+from dl_mamba.ops import gated_rms_norm, selective_scan
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -27,7 +27,7 @@ class MambaLayer(Mixer):
         d_model: width of input and output.
         d_state: states for each channel.
         d_conv: taps of the causal convolution.
-        expand: d_inner = expand x d_model channels inside.
+        expand: d_inner = expand x d_model channels inside; a fraction is allowed where d_inner is whole.
         dt_rank: rank of the step-size projection; `"auto"` is ceil(d_model / 16).
         bias: biases in in_proj and out_proj.
         conv_bias: bias in the convolution.
@@ -35,6 +35,8 @@ class MambaLayer(Mixer):
         dt_init: `"random"` draws the dt projection from U(+-dt_scale / sqrt(dt_rank)), `"constant"` sets it to that
             value.
         dt_scale: see `dt_init`.
+        bcdt_norm_epsilon: RMS norms without weights on dt (before its projection), B and C, with this epsilon, as
+            FalconMamba has them (Zuo et al., "Falcon Mamba", 2024); None for no such norms.
         num_layers: depth of the stack that the layer stands in; out_proj starts 1/sqrt(num_layers) smaller.
         name, dtype, trainable: of a Keras layer.
 
@@ -93,6 +95,8 @@ class MambaLayer(Mixer):
         x, z = split_channels(self.in_proj(x), c.d_inner, c.d_inner)
         x, conv = self.conv1d(x, mask=mask, state=state.conv, segment_ids=segment_ids)
         dt, B, C = split_channels(self.x_proj(x), c.dt_width, c.d_state, c.d_state)
+        if c.bcdt_norm_epsilon is not None:
+            dt, B, C = (_normalized(part, c.bcdt_norm_epsilon) for part in (dt, B, C))
         y, ssm = selective_scan(
             x,
             self.dt_proj(dt),
@@ -112,3 +116,7 @@ class MambaLayer(Mixer):
     def state_shapes(self, batch_size: int | None) -> MixerState:
         c = self.config
         return MixerState((batch_size, c.d_conv - 1, c.d_inner), (batch_size, c.d_inner, c.d_state))
+
+
+def _normalized(x: Any, epsilon: float) -> Any:
+    return gated_rms_norm(x, ops.ones((x.shape[-1],)), epsilon=epsilon)

@@ -106,7 +106,7 @@ class Mixer(NamedVariables, keras.layers.Layer):
             check_state("state", state, self.state_shapes(batch))
 
     def _dense(self, name: str, units: int, use_bias: bool, initializer: Any = None) -> keras.layers.Dense:
-        return keras.layers.Dense(
+        return Projection(
             units,
             use_bias=use_bias,
             kernel_initializer=initializer or initializers.projection(),
@@ -116,6 +116,16 @@ class Mixer(NamedVariables, keras.layers.Layer):
 
     def _float32_weight(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
+
+
+class Projection(keras.layers.Dense):
+    """Dense whose low-rank adapters can learn again after loading, where Keras leaves both factors at zero."""
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        if self.lora_enabled:
+            a = self.lora_kernel_a
+            a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
 
 
 def split_channels(x: Any, *sizes: int) -> list[Any]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
 from keras import ops
 
-from dl_mamba import variants
-from dl_mamba.config import BackboneConfig
+from dl_mamba.layers import initializers
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.models.inputs import read_inputs
+from dl_mamba.models.pretrained import Pretrained
 
 
-class Backbone(keras.Model):
+class Backbone(Pretrained, keras.Model):
     """Base of `Mamba` and `Mamba2`."""
 
-    family: str
     block_class: type[ResidualBlock]
 
     def __init__(
@@ -31,13 +31,15 @@ class Backbone(keras.Model):
         self.supports_masking = True
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
+        self.frozen_blocks: int | None = None
+        self.adapters: dict[str, Any] | None = None
         self.residual_dtype = residual_dtype(self.compute_dtype, config.residual_in_fp32)
         fields = self.block_class.config_class.__dataclass_fields__
         block_options = {name: value for name, value in config.to_dict().items() if name in fields}
         self.embedding = keras.layers.Embedding(
             config.embedding_rows,
             config.d_model,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            embeddings_initializer=initializers.normal(0.02),
             dtype=self.variable_dtype,
             name="embedding",
         )
@@ -46,28 +48,6 @@ class Backbone(keras.Model):
         ]
         self.final_norm = RMSNorm(config.norm_epsilon, dtype=self.dtype_policy, name="final_norm")
         self.build()
-
-    @classmethod
-    def config_class(cls) -> type[BackboneConfig]:
-        """The config class of the family."""
-        return variants.FAMILIES[cls.family]
-
-    @classmethod
-    def from_variant(cls, variant: str, /, vocab_size: int | None = None, **overrides: Any) -> Self:
-        """A model of a released size, with fresh weights.
-
-        Args:
-            variant: `"130m"`, `"mamba-130m"`, ...; see `dl_mamba.variants.names()`. `"base"` is `"130m"`.
-            vocab_size: rows of the embedding; the released (padded) vocabulary if None.
-            **overrides: any other option of the class.
-
-        Raises:
-            ValueError: the variant or an option is unknown.
-        """
-        options = variants.find(cls.family, variant).to_dict()
-        if vocab_size is not None:
-            options.update(vocab_size=vocab_size, pad_vocab_size_multiple=1)
-        return cls(**{**options, **overrides})
 
     def build(self, input_shape: Any = None) -> None:
         shape = (None, None, self.config.d_model)
@@ -83,6 +63,7 @@ class Backbone(keras.Model):
         state: tuple[MixerState, ...] | None = None,
         return_state: bool = False,
         output_hidden_states: bool = False,
+        output_embeddings: bool = False,
     ) -> dict[str, Any]:
         ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
@@ -99,10 +80,25 @@ class Backbone(keras.Model):
                 states.append(block_state)
             hidden_states.append(hidden)
         hidden_states[-1] = self.final_norm(hidden)
-        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+        outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
+        return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
+
+    def _embedding_matrix(self) -> Any:
+        """(rows, d_model), for logits that are tied to it."""
+        if self.embedding.quantization_mode is not None:
+            raise ValueError(
+                f"the embedding is quantized to {self.embedding.quantization_mode!r}, and the logits of a head are "
+                "tied to it; choose tie_word_embeddings=False."
+            )
+        return ops.convert_to_tensor(self.embedding.embeddings)
 
     def compute_output_spec(
-        self, inputs: Any, state: Any = None, return_state: bool = False, output_hidden_states: bool = False
+        self,
+        inputs: Any,
+        state: Any = None,
+        return_state: bool = False,
+        output_hidden_states: bool = False,
+        output_embeddings: bool = False,
     ) -> dict[str, Any]:
         ids, _, _ = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
@@ -114,7 +110,11 @@ class Backbone(keras.Model):
             states.append(block_state)
             hidden_states.append(hidden)
         hidden_states[-1] = self.final_norm.compute_output_spec(hidden)
-        return self._outputs(hidden_states, states, return_state, output_hidden_states)
+        outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
+        if output_embeddings:
+            shape = (self.config.embedding_rows, self.config.d_model)
+            outputs["embeddings"] = keras.KerasTensor(shape, dtype=self.variable_dtype)
+        return outputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None
@@ -123,13 +123,48 @@ class Backbone(keras.Model):
         """The empty state of a batch: one `MixerState` of zeros for each layer."""
         return tuple(block.initial_state(batch_size) for block in self.blocks)
 
+    def freeze(self, num_blocks: int) -> None:
+        """Keep the embedding and the first blocks as they are; see `dl_mamba.training.freeze`."""
+        if not 0 <= num_blocks <= len(self.blocks):
+            raise ValueError(f"num_blocks={num_blocks!r}; 0 to {len(self.blocks)} are needed for this model.")
+        for layer in (self.embedding, *self.blocks[:num_blocks]):
+            layer.trainable = False
+        self.frozen_blocks = num_blocks
+
+    def enable_adapters(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
+        """Train low-rank adapters of projections alone; see `dl_mamba.training.enable_lora`."""
+        if not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank={rank!r}; an integer >= 1 is needed.")
+        dense = [layer for layer in self._flatten_layers() if isinstance(layer, keras.layers.Dense)]
+        projections = [layer for layer in dense if layer.name in targets]
+        if not projections:
+            names = sorted({layer.name for layer in dense})
+            raise ValueError(f"targets={list(targets)} are no projections of {self.name!r}; it has {names}.")
+        for variable in self.trainable_variables:
+            variable.trainable = False
+        for layer in projections:
+            layer.enable_lora(rank, lora_alpha=alpha)
+        self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
+
     def get_config(self) -> dict[str, Any]:
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
+        learning = {"frozen_blocks": self.frozen_blocks, "adapters": self.adapters}
+        own |= {name: value for name, value in learning.items() if value is not None}
         return {"name": self.name, "trainable": self.trainable, "dtype": self._policy_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        return cls(**config)
+        config, learning = without_learning(config)
+        model = cls(**config)
+        model.set_learning(**learning)
+        return model
+
+    def set_learning(self, frozen_blocks: int | None = None, adapters: dict[str, Any] | None = None) -> None:
+        """Freeze and adapt as a config says."""
+        if frozen_blocks is not None:
+            self.freeze(frozen_blocks)
+        if adapters is not None:
+            self.enable_adapters(**adapters)
 
     def _policy_config(self) -> dict[str, Any]:
         return keras.saving.serialize_keras_object(self.dtype_policy)
@@ -154,6 +189,12 @@ class Backbone(keras.Model):
         if output_hidden_states:
             outputs["hidden_states"] = tuple(hidden_states)
         return outputs
+
+
+def without_learning(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A backbone's config without what `set_learning` takes, and that."""
+    names = ("frozen_blocks", "adapters")
+    return {k: v for k, v in config.items() if k not in names}, {k: v for k, v in config.items() if k in names}
 
 
 def _recomputed(block: ResidualBlock, mask: Any, state: Any, segment_ids: Any):

@@ -40,7 +40,7 @@ def read_inputs(inputs: Any, vocab_size: int) -> tuple[Any, Any, Any]:
 
 
 def _check_values(ids: Any, vocab_size: int) -> None:
-    if not _is_concrete(ids) or 0 in ids.shape:
+    if not is_concrete(ids) or 0 in ids.shape:
         return
     values = ops.convert_to_numpy(ids)
     low, high = int(values.min()), int(values.max())
@@ -52,7 +52,7 @@ def _check_values(ids: Any, vocab_size: int) -> None:
         )
 
 
-def _is_concrete(tensor: Any) -> bool:
+def is_concrete(tensor: Any) -> bool:
     """Whether values can be read now: not while JAX, TensorFlow or torch trace a program."""
     backend = keras.backend.backend()
     if backend == "jax":

@@ -33,6 +33,7 @@ class Mamba(Backbone):
         return_state: add `"state"` to the result.
         output_hidden_states: add `"hidden_states"`: the embeddings, the residual stream after each block but the
             last, and `last_hidden_state`.
+        output_embeddings: add `"embeddings"` (rows, d_model), to which a head may tie its logits.
 
     Returns:
         `{"last_hidden_state": (batch, length, d_model)}` in the compute dtype, and what was asked for.

@@ -15,10 +15,10 @@ import numpy as np
 
 from dl_mamba.pipelines import plots
 from dl_mamba.pipelines.errors import InputError, require
-from dl_mamba.pipelines.files import published
 from dl_mamba.pipelines.recipe import DIGITS
 from dl_mamba.pipelines.splits import stratified_split
 from dl_mamba.pipelines.training import train
+from dl_mamba.weights.publishing import published
 
 HELD_OUT = 0.25
 TOLERANCE = 1e-5

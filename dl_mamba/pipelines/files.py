@@ -1,17 +1,14 @@
-"""Results appear whole or not at all: they are written beside their place and renamed into it at the end."""
+"""Model files that are read, and where a command may write its result."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
 
-from dl_mamba.pipelines.errors import InputError
+import keras
 
-_unfinished: set[Path] = set()
+from dl_mamba.pipelines.errors import InputError
 
 
 def check_destination(path: str | Path, suffixes: tuple[str, ...] = (".keras",)) -> Path:
@@ -46,46 +43,34 @@ def check_destination(path: str | Path, suffixes: tuple[str, ...] = (".keras",))
     return path
 
 
-@contextmanager
-def published(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder whose files move into `folder` when the block ends well, and vanish when it does not.
-
-    It lies inside `folder`, so that each move is one rename on one disk.
+def load_model(path: str | Path, kinds: tuple[type, ...], wanted: str) -> keras.Model:
+    """A model from a .keras file.
 
     Args:
-        folder: where the files are to appear; it exists.
+        path: the file.
+        kinds: classes, one of which it must be.
+        wanted: what they are, in words.
 
-    Yields:
-        The temporary folder.
+    Raises:
+        InputError: the file is missing, damaged, or holds another kind of model.
 
     Example:
 
-    >>> import pathlib, tempfile
-    >>> from dl_mamba.pipelines.files import published
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with published(folder) as staging:
-    ...         _ = (staging / "a.txt").write_text("whole")
-    ...     [path.name for path in pathlib.Path(folder).iterdir()]
-    ['a.txt']
+    >>> from dl_mamba.pipelines.files import load_model
+    >>> load_model("nowhere.keras", (), "")
+    Traceback (most recent call last):
+        ...
+    dl_mamba.pipelines.errors.InputError: nowhere.keras does not exist, or is no file.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".dl-mamba-", dir=folder))
-    _unfinished.add(staging)
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, or is no file.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .keras file.")
     try:
-        yield staging
-        for file in sorted(staging.iterdir()):
-            os.replace(file, Path(folder) / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        _unfinished.discard(staging)
-
-
-def discard_unfinished() -> None:
-    """Take away what open `published` blocks have written, before the process is ended at once.
-
-    Example:
-
-    >>> from dl_mamba.pipelines.files import discard_unfinished
-    >>> discard_unfinished()
-    """
-    for staging in tuple(_unfinished):
-        shutil.rmtree(staging, ignore_errors=True)
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(model, kinds):
+        raise InputError(f"{path} holds a {type(model).__name__}; {wanted} is needed.")
+    return model

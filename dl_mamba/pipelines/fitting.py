@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
 import numpy as np
 
+from dl_mamba import training
 from dl_mamba.heads.batches import LengthBatches
 from dl_mamba.heads.factory import create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.heads.sequence_classifier import create_sequence_classifier
 from dl_mamba.heads.tasks import NLPTaskConfig
 from dl_mamba.heads.text_classifier import Classifier, TextClassifier
-from dl_mamba.layers import exclude_from_weight_decay
 from dl_mamba.pipelines.errors import InputError
 from dl_mamba.pipelines.recipe import Recipe
 from dl_mamba.tokenizers import BytePairTokenizer
@@ -80,39 +82,14 @@ def build_number_classifier(recipe: Recipe, rows: Sequence[np.ndarray], label_na
         raise InputError(str(error)) from error
 
 
-def make_optimizer(recipe: Recipe, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up, a cosine down to 0, clipped gradients, and no decay where it would harm.
-
-    Args:
-        recipe: learning rate, warm-up, weight decay and clipping.
-        model: the built model; its A_log, D, dt_bias and norms are left out of the decay.
-        steps: number of updates in the whole run.
-
-    Example:
-
-    >>> from dl_mamba.pipelines.fitting import build_text_classifier, make_optimizer
-    >>> from dl_mamba.pipelines.recipe import TEXT
-    >>> optimizer = make_optimizer(TEXT, build_text_classifier(TEXT, ["a", "b"], ["bad", "good"]), steps=100)
-    >>> round(float(optimizer.learning_rate), 4)
-    0.0
-    """
-    warmup = max(1, round(recipe.warmup * steps))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=recipe.learning_rate, warmup_steps=warmup
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=recipe.weight_decay, beta_2=0.98, global_clipnorm=recipe.clip_norm
-    )
-    exclude_from_weight_decay(optimizer, model)
-    return optimizer
-
-
 def fit(
     model: Classifier,
     train: tuple[list, np.ndarray],
     valid: tuple[list, np.ndarray],
     recipe: Recipe,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    resume: Path | None = None,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
     """Train until the validation accuracy stops rising; the model keeps the weights of its best epoch.
 
@@ -121,6 +98,8 @@ def fit(
         train, valid: inputs, and the class number of each.
         recipe: how to train.
         callbacks: further Keras callbacks.
+        resume: file for the state of the run, written after each epoch and gone on from; None for no file.
+        about: what must be the same to go on, besides model and recipe.
 
     Returns:
         Loss and accuracy of each epoch, by Keras's names.
@@ -137,22 +116,43 @@ def fit(
     """
     batch_size = min(recipe.batch_size, len(train[0]))
     model.compile(
-        make_optimizer(recipe, model, recipe.epochs * math.ceil(len(train[0]) / batch_size)),
+        training.recipe(
+            model,
+            recipe.epochs * math.ceil(len(train[0]) / batch_size),
+            recipe.learning_rate,
+            warmup=recipe.warmup,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     best = keras.callbacks.EarlyStopping(
         "val_accuracy", mode="max", patience=recipe.patience, restore_best_weights=True
     )
+    state = None if resume is None else _state(resume, best, {**about, "recipe": recipe.to_dict()})
     rows = _varied_rows(model, train[0], recipe) if isinstance(model, TextClassifier) else model.rows(train[0])
+    batches = LengthBatches(rows, [train[1]], batch_size=batch_size, collate=model.collate, shuffle=True)
+    done = 0 if state is None else state.epoch
+    for _ in range(done):
+        batches.on_epoch_end()  # the draws of the epochs that are over
     history = model.fit(
-        LengthBatches(rows, [train[1]], batch_size=batch_size, collate=model.collate, shuffle=True),
+        batches,
         epochs=recipe.epochs,
+        initial_epoch=recipe.epochs if state is not None and state.finished else done,
         validation_data=model.batches(*valid, batch_size=batch_size),
-        callbacks=[best, *callbacks],
+        callbacks=[best, *([] if state is None else [state]), *callbacks],
         verbose=0,
     )
-    return {name: [float(value) for value in values] for name, values in history.history.items()}
+    logs = history.history if state is None else state.history
+    return {name: [float(value) for value in values] for name, values in logs.items()}
+
+
+def _state(path: Path, best: keras.callbacks.EarlyStopping, about: Mapping[str, Any]) -> training.Resume:
+    try:
+        return training.Resume(path, [best], about)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _varied_rows(model: TextClassifier, texts: list[str], recipe: Recipe) -> Callable[[], list[np.ndarray]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from dl_mamba.heads.sequence_classifier import SequenceClassifier
 from dl_mamba.heads.text_classifier import Classifier, TextClassifier
 from dl_mamba.pipelines.errors import InputError, require
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination, load_model
 from dl_mamba.pipelines.tables import read_examples
+from dl_mamba.weights.publishing import published
 
 KINDS = {"text": TextClassifier, "numbers": SequenceClassifier}
 OUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -71,19 +70,9 @@ def load_classifier(path: str | Path) -> Classifier:
         ...
     dl_mamba.pipelines.errors.InputError: nowhere.keras does not exist, or is no file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist, or is no file.")
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is no .keras file; `dl-mamba train` writes one.")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if not isinstance(model, tuple(KINDS.values())):
-        name = type(model).__name__
-        raise InputError(f"{path} holds a {name}; a TextClassifier or SequenceClassifier is needed, as `train` writes.")
-    return model
+    return load_model(
+        path, tuple(KINDS.values()), "a TextClassifier or SequenceClassifier, as `dl-mamba train` writes,"
+    )
 
 
 def predict(

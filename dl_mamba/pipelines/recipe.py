@@ -28,7 +28,7 @@ class Recipe:
         batch_size: examples in a step.
         learning_rate: peak of the schedule: linear warm-up, then a cosine down to 0.
         warmup: share of the steps that warm up.
-        weight_decay: of AdamW; A_log, D, dt_bias and norms are left out.
+        weight_decay: of AdamW; A_log, D, dt_bias, norms and biases are left out.
         clip_norm: largest norm of the gradient of all weights together.
         patience: epochs without a better validation accuracy before training stops.
         valid_fraction: share of the training data held out when no validation file is given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from dl_mamba.pipelines import fitting, plots
 from dl_mamba.pipelines.baseline import bag_of_words_accuracy
 from dl_mamba.pipelines.environment import versions
 from dl_mamba.pipelines.errors import InputError
-from dl_mamba.pipelines.files import check_destination, published
+from dl_mamba.pipelines.files import check_destination
 from dl_mamba.pipelines.recipe import NUMBERS, TEXT, Recipe
 from dl_mamba.pipelines.splits import class_names, class_numbers, stratified_split
 from dl_mamba.pipelines.tables import Examples, read_examples
+from dl_mamba.weights.publishing import published
 
 RECIPES = {"text": TEXT, "numbers": NUMBERS}
 
@@ -60,6 +62,7 @@ def train(
     text_column: str | None = None,
     label_column: str | None = None,
     baseline: bool = False,
+    resume: bool = False,
     recipe: Recipe | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **changes: Any,
@@ -75,6 +78,8 @@ def train(
         test: file to score the finished model on.
         out: the model file.
         text_column, label_column: names of columns.
+        resume: write the state of the run after each epoch (`.resume.npz` beside `out`), and go on from it if it is
+            there; it is removed at the end. A run that was killed then ends as if it had not been.
         baseline: also fit a bag-of-words logistic regression on the same training examples, for text.
         recipe: how to train; by default `TEXT` or `NUMBERS` of `dl_mamba.pipelines.recipe`.
         callbacks: further Keras callbacks.
@@ -103,7 +108,8 @@ def train(
     examples = {name: read_examples(file, **columns) for name, file in files.items() if file is not None}
     recipe = (recipe or RECIPES[examples["train"].kind]).adjusted(**changes)
     names, parts = _parts(examples, recipe)
-    model, history = _fitted(examples["train"].kind, parts, names, recipe, callbacks)
+    state = out.with_suffix(".resume.npz") if resume else None
+    model, history = _fitted(examples["train"].kind, parts, names, recipe, callbacks, state)
     scores = {name: fitting.score(model, *part, recipe.batch_size) for name, part in parts.items()}
     predicted = {name: result.pop("predicted") for name, result in scores.items()}
     held = "test" if test is not None else "valid"
@@ -122,6 +128,8 @@ def train(
     if baseline:
         metrics["baseline"] = {"scored_on": held, "accuracy": _baseline(examples["train"], parts, held)}
     written, notes = _write(model, metrics, out)
+    if state is not None:
+        state.unlink(missing_ok=True)
     return Outcome(model, metrics, written, predicted, notes)
 
 
@@ -147,14 +155,29 @@ def _split(classes: np.ndarray, recipe: Recipe, source: str) -> tuple[np.ndarray
 
 
 def _fitted(
-    kind: str, parts: dict[str, Part], names: list[str], recipe: Recipe, callbacks: Sequence[keras.callbacks.Callback]
+    kind: str,
+    parts: dict[str, Part],
+    names: list[str],
+    recipe: Recipe,
+    callbacks: Sequence[keras.callbacks.Callback],
+    state: Path | None,
 ) -> tuple[Classifier, dict[str, list[float]]]:
     keras.utils.set_random_seed(recipe.seed)
     if kind == "text":
         model = fitting.build_text_classifier(recipe, parts["train"].inputs, names)
     else:
         model = fitting.build_number_classifier(recipe, parts["train"].inputs, names)
-    return model, fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks)
+    about = {name: _fingerprint(parts[name]) for name in ("train", "valid")}
+    return model, fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks, state, about)
+
+
+def _fingerprint(part: Part) -> str:
+    """Tells data apart."""
+    found = hashlib.sha256(np.asarray(part.classes).tobytes())
+    for row in part.inputs:
+        found.update(row.encode() if isinstance(row, str) else np.ascontiguousarray(row).tobytes())
+        found.update(b"\n")
+    return found.hexdigest()[:16]
 
 
 def _baseline(examples: Examples, parts: dict[str, Part], held: str) -> float:

@@ -19,7 +19,7 @@ from keras import ops
 
 from dl_mamba.ops.loops import loop, with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
-from dl_mamba.ops.selective_scan import block_by_token
+from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import on_accelerator, size_of
 
@@ -29,6 +29,8 @@ ACCELERATOR_STATES = 2**22
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
+    if isinstance(x.shape[1], int) and x.shape[1] == 1:
+        return token.run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     x, dt, A, B, C, D, z, dt_bias, h = upcast("float32", x, dt, A, B, C, D, z, dt_bias, initial_state)
     _refuse_tracing_of_torch(x)
     dt = step_sizes(dt, dt_bias, dt_softplus, mask)

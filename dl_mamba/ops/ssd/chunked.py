@@ -18,6 +18,7 @@ from keras import ops
 from dl_mamba.ops.loops import scan, with_gradient
 from dl_mamba.ops.numerics import scaled_rows, skip_and_gate, spread, step_sizes, sum_of_rows, upcast
 from dl_mamba.ops.sequence import on_accelerator, size_of
+from dl_mamba.ops.ssd import token
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
@@ -27,6 +28,10 @@ UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides fo
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
+    if isinstance(x.shape[1], int) and x.shape[1] == 1:
+        return token.run(
+            x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask
+        )
     x, dt, A, B, C, D, z, dt_bias, scale, state = upcast(
         "float32", x, dt, A, B, C, D, z, dt_bias, input_scale, initial_state
     )

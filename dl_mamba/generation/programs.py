@@ -1,0 +1,80 @@
+"""Functions of a model, compiled once: XLA on JAX and TensorFlow, a recorded list of kernels on torch.
+
+Weights are arguments, never constants of a program, so that training or loading goes on between two calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import keras
+
+Function = Callable[..., Any]
+
+
+class Programs:
+    """The compiled functions of one model, kept as long as it has the same variables."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._variables = list(model.variables)
+        self._table: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(cls, model: keras.Model) -> Programs:
+        """Those of a model; new ones if its variables are no longer the same (quantized, LoRA)."""
+        programs = model.__dict__.get("_dl_mamba_programs")  # past Keras' tracking of attributes
+        variables = model.variables
+        if programs is None or [*map(id, programs._variables)] != [*map(id, variables)]:
+            programs = model.__dict__["_dl_mamba_programs"] = cls(model)
+        return programs
+
+    def compiled(self, key: Hashable, function: Function, also: Sequence[keras.Variable] = ()) -> Function:
+        """The compiled form of a function of tensors; `key` must tell apart functions that differ.
+
+        Args:
+            key: hashable.
+            function: takes and returns nested tensors; may read the model's variables.
+            also: further variables that it reads and writes.
+        """
+        return self.kept(key, lambda: _COMPILE[keras.backend.backend()](function, self._variables, list(also)))
+
+    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned at its first call for this key."""
+        if key not in self._table:
+            self._table[key] = make()
+        return self._table[key]
+
+
+def _compile_jax(function: Function, variables: list, also: list) -> Function:
+    import jax
+
+    @jax.jit
+    def run(values, *args):
+        mapping = list(zip([*variables, *also], values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            result = function(*args)
+        return result, [scope.get_current_value(variable) for variable in also]
+
+    def call(*args):
+        result, values = run([variable.value for variable in [*variables, *also]], *args)
+        for variable, value in zip(also, values, strict=True):
+            variable.assign(value)
+        return result
+
+    return call
+
+
+def _compile_tensorflow(function: Function, variables: list, also: list) -> Function:
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def _compile_torch(function: Function, variables: list, also: list) -> Function:
+    import torch
+
+    return torch.no_grad()(function)
+
+
+_COMPILE = {"jax": _compile_jax, "tensorflow": _compile_tensorflow, "torch": _compile_torch}

@@ -1,0 +1,467 @@
+"""Laws of generation: it says what full forwards say, whatever the padding, the pieces, and how tokens are taken."""
+
+import functools
+import itertools
+import sys
+
+import keras
+import numpy as np
+import pytest
+from harness import BACKEND, numpy
+from keras import ops
+from model_harness import FAMILIES, SMALL_MODEL, perturb, place, tokens
+
+import dl_mamba
+from dl_mamba.generation import Beam, Greedy, Memory, MinP, Random, Sampler, TopK, TopP, decoding, fork, samplers
+from dl_mamba.generation.programs import Programs
+from dl_mamba.generation.prompts import chunks
+from dl_mamba.tokenizers import BytePairTokenizer, ByteTokenizer, HuggingFaceTokenizer
+from dl_mamba.weights import Checkpoint, convert
+
+MODELS = {"mamba": dl_mamba.MambaCausalLM, "mamba2": dl_mamba.Mamba2CausalLM}
+PROMPT = tokens(1, 5)
+MANY = Sampler(temperature=0.8, top_k=8, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
+
+
+@functools.cache
+def lm(family, **options):
+    """A perturbed model; shared, so that its programs are compiled once."""
+    return perturb(MODELS[family](**{**SMALL_MODEL[family], "num_layers": 1, **options}))
+
+
+@functools.cache
+def text_lm():
+    model = perturb(dl_mamba.MambaCausalLM(vocab_size=256, d_model=8, num_layers=1, d_state=4, dt_rank=2), size=0.5)
+    model.tokenizer = ByteTokenizer()
+    return model
+
+
+def full_logits(model, ids):
+    """(batch, length, vocab_size), without cache."""
+    program = Programs.of(model).compiled("full forward", lambda ids: model(ids)["logits"])
+    return numpy(program(ops.convert_to_tensor(ids)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_greedy_is_uncached_greedy_for_200_tokens(family):
+    model = lm(family, num_layers=2)
+    ids = model.generate(PROMPT, 200)
+    assert (ids.shape, ids.dtype) == ((1, 205), "int32")
+    np.testing.assert_array_equal(ids[:, :5], PROMPT)
+    np.testing.assert_array_equal(full_logits(model, ids).argmax(-1)[:, 4:-1], ids[:, 5:])
+    assert len(np.unique(ids)) > 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right", "between"])
+def test_prompts_of_unlike_lengths_are_continued_as_each_alone(family, side):
+    rows = [tokens(n, seed=n) for n in (5, 2, 1)]
+    padded, mask = place(rows, 7, side, 3)
+    together = lm(family).generate(padded, 6, attention_mask=mask)
+    np.testing.assert_array_equal(together[:, :7], padded)
+    for row, found in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(lm(family).generate(row[None], 6)[0, len(row) :], found[7:])
+    ragged = lm(family).generate([row.tolist() for row in rows], 6)
+    np.testing.assert_array_equal(ragged[:, 5:], together[:, 7:])
+
+
+@pytest.mark.parametrize("sampler", [MANY, "random", "top_k", "top_p", "min_p"])
+def test_a_seed_gives_the_same_tokens_and_another_seed_others(sampler):
+    first, again, other = (lm("mamba").generate(PROMPT, 40, sampler=sampler, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("sampler", ["greedy", MANY])
+def test_streamed_tokens_are_those_that_come_at_once(sampler):
+    options = {"sampler": sampler, "seed": 3, "eos_token_id": 10}
+    prompts = tokens(2, 4)
+    at_once = lm("mamba2").generate(prompts, 9, **options)[:, 4:]
+    streamed = np.stack(list(lm("mamba2").generate(prompts, 9, stream=True, **options)), axis=1)
+    np.testing.assert_array_equal(streamed, at_once[:, : streamed.shape[1]])
+    assert (at_once[:, streamed.shape[1] :] == 10).all()
+
+
+def numpy_beam(model, prompt, width, count):
+    """(best sequence, its log-probability) from full forwards alone."""
+    beams = [([], 0.0)]
+    for _ in range(count):
+        ids = np.zeros((len(beams), len(prompt) + count), "int32")
+        for row, (new, _) in enumerate(beams):
+            ids[row, : len(prompt) + len(new)] = [*prompt, *new]
+        ids = np.pad(ids, [[0, width - len(beams)], [0, 0]])
+        logits = full_logits(model, ids)[: len(beams), len(prompt) + len(beams[0][0]) - 1].astype("float64")
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        grown = [
+            ([*new, token], score + log_p[row, token])
+            for row, (new, score) in enumerate(beams)
+            for token in range(logits.shape[1])
+        ]
+        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
+    return beams[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_are_those_of_full_forwards_so_the_state_follows_its_beam(family):
+    for seed in range(3):
+        prompt = tokens(4, seed=seed)
+        best, _ = numpy_beam(lm(family), prompt, 3, 6)
+        found = lm(family).generate(prompt[None], 6, sampler=Beam(width=3))
+        assert found[0, 4:].tolist() == best
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences():
+    model = lm("mamba", vocab_size=3)
+    prompt = tokens(2, 3, vocab_size=3)
+    ends = np.array(list(itertools.product(range(3), repeat=4)), "int32")
+    found = model.generate(prompt, 4, sampler=Beam(width=27))
+    for row, ids in zip(prompt, found, strict=True):
+        score = model.score(np.concatenate([np.repeat(row[None], len(ends), 0), ends], axis=1)).tokens[:, 3:].sum(1)
+        assert ids[3:].tolist() == ends[score.argmax()].tolist()
+
+
+def test_a_beam_of_width_1_is_greedy():
+    prompts = tokens(3, 4)
+    np.testing.assert_array_equal(
+        lm("mamba").generate(prompts, 12, sampler=Beam(width=1)), lm("mamba").generate(prompts, 12)
+    )
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_ended_beams_keep_their_probability_and_the_length_penalty_divides_by_new_tokens():
+    model, prompt, end = lm("mamba", vocab_size=3), tokens(1, 3, vocab_size=3), 1
+    scores = {}
+    for length in (1, 2, 3):
+        for new in itertools.product(range(3), repeat=length):
+            if end in new[:-1] or (length < 3 and new[-1] != end):
+                continue
+            ids = np.array([[*prompt[0], *new]], "int32")
+            scores[new] = float(model.score(ids).tokens[0, 3:].sum())
+    for penalty in (0.0, 1.0, 2.0):
+        best = max(scores, key=lambda new: scores[new] / len(new) ** penalty)
+        found = model.generate(prompt, 3, sampler=Beam(width=9, length_penalty=penalty), eos_token_id=end)
+        assert found[0, 3:].tolist() == [*best, *[end] * (3 - len(best))]
+
+
+def kept_by_definition(logits, top_k=None, top_p=None, min_p=None):
+    """The tokens that the filters leave, one row at a time, by sorting."""
+    kept = np.zeros(logits.shape, bool)
+    for row, out in zip(logits.astype("float64"), kept, strict=True):
+        order = np.argsort(-row)[:top_k]
+        p = np.exp(row[order] - row.max())
+        if top_p is not None:
+            order = order[: np.searchsorted(np.cumsum(p) / p.sum(), top_p) + 1]
+        p = np.exp(row[order] - row.max())
+        out[order[p >= (min_p or 0.0)]] = True
+    return kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 1}, {"top_k": 7}, {"top_k": 999}, {"top_p": 0.1}, {"top_p": 0.9}, {"top_p": 0.99}, {"min_p": 0.2}]
+    + [{"top_k": 9, "top_p": 0.8}, {"top_k": 20, "top_p": 0.9, "min_p": 0.05}],
+)
+def test_filters_keep_what_their_definitions_keep(options):
+    logits = (3 * np.random.default_rng(0).normal(size=(5, 50))).astype("float32")
+    numbers = {name: ops.convert_to_tensor(float(value)) for name, value in options.items()}
+    logits_tensor = ops.convert_to_tensor(logits)
+    kept = numpy(ops.cast(logits_tensor >= samplers.threshold(logits_tensor, numbers), "int32")).astype(bool)
+    np.testing.assert_array_equal(kept, kept_by_definition(logits, **options))
+
+
+def test_draws_follow_the_probabilities_of_the_tokens_that_are_kept():
+    logits = np.array([[0.0, 1.0, 2.0, -30.0, 1.5]], "float32").repeat(4000, axis=0)
+    draw = ops.convert_to_tensor(np.random.default_rng(0).random((4000, 2)).astype("float32"))
+    logits = ops.convert_to_tensor(logits)
+    found = numpy(samplers.sampled(logits, samplers.threshold(logits, {"top_k": ops.convert_to_tensor(3.0)}), draw))
+    wanted = np.exp([-np.inf, 1.0, 2.0, -np.inf, 1.5])
+    np.testing.assert_allclose(np.bincount(found, minlength=5) / 4000, wanted / wanted.sum(), atol=0.03)
+    assert set(found.tolist()) == {1, 2, 4}
+    edges = ops.convert_to_tensor(np.array([[0.0, 0.0], [1.0, 1.0]], "float32"))
+    assert numpy(samplers.sampled(logits[:2], samplers.threshold(logits[:2], {}), edges)).tolist() == [0, 4]
+
+
+def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    model, penalty = lm("mamba2"), 3.0
+    ids = PROMPT
+    for _ in range(12):
+        logits = full_logits(model, np.pad(ids, [[0, 0], [0, 17 - ids.shape[1]]]))[0, ids.shape[1] - 1]
+        seen = np.isin(np.arange(11), ids)
+        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+        ids = np.append(ids, [[logits.argmax()]], axis=1)
+    np.testing.assert_array_equal(model.generate(PROMPT, 12, sampler=Greedy(repetition_penalty=penalty)), ids)
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_a_row_that_ends_is_padded_and_the_others_go_on():
+    prompts = tokens(4, 3)
+    free = lm("mamba").generate(prompts, 12)
+    end = int(free[0, 6])
+    found = lm("mamba").generate(prompts, 12, eos_token_id=[end], pad_token_id=0)
+    for row, ids in zip(free[:, 3:], found[:, 3:], strict=True):
+        length = np.append(np.flatnonzero(row == end), 11)[0] + 1
+        np.testing.assert_array_equal(ids[:length], row[:length])
+        assert not ids[length:].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_document_serves_many_questions(family):
+    document, questions = tokens(1, 6), tokens(3, 2, seed=1)
+    memory = lm(family).prefill(document)
+    found = lm(family).generate(questions, 5, state=fork(memory, 3))
+    whole = lm(family).generate(np.concatenate([document.repeat(3, 0), questions], axis=1), 5)
+    np.testing.assert_array_equal(found[:, 2:], whole[:, 8:])
+    np.testing.assert_array_equal(lm(family).generate(questions[:1], 5, state=memory), found[:1])
+
+
+@pytest.mark.usefixtures("eager_generation")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_returned_memory_goes_on_where_it_stopped_even_if_rows_had_ended(family):
+    model, prompts = lm(family), tokens(3, 4)
+    whole = model.generate(prompts, 10)
+    first, memory = model.generate(prompts, 4, return_state=True)
+    np.testing.assert_array_equal(np.concatenate([first, model.generate(None, 6, state=memory)], axis=1), whole)
+    end = int(whole[0, 4])
+    first, memory = model.generate(prompts, 6, eos_token_id=end, return_state=True)
+    np.testing.assert_array_equal(model.generate(None, 2, state=memory)[0], model.generate(first[:1, :5], 2)[0, 5:])
+    text = first[:, 4:]
+    rows = [
+        np.append(p, t[: np.append(np.flatnonzero(t == end), 5)[0] + 1]) for p, t in zip(prompts, text, strict=True)
+    ]
+    wanted = model.generate([row.tolist() for row in rows], 3)[:, -3:]
+    np.testing.assert_array_equal(model.generate(None, 3, state=memory), wanted)
+    _, memory = model.generate(prompts, 3, sampler=Beam(width=3), return_state=True)
+    best = model.generate(prompts, 3, sampler=Beam(width=3))
+    np.testing.assert_array_equal(model.generate(None, 3, state=memory), model.generate(best, 3)[:, 7:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_tokens_after_a_state_equal_a_full_forward(family):
+    ids = tokens(2, 9)
+    state = lm(family)(ids[:, :4], return_state=True)["state"]
+    found = lm(family).generate(ids[:, 4:], 4, state=state)
+    np.testing.assert_array_equal(found[:, 5:], lm(family).generate(ids, 4)[:, 9:])
+
+
+def test_continuations_of_one_prompt_are_neighbours_and_drawn_apart():
+    prompts = tokens(2, 4)
+    found = lm("mamba").generate(prompts, 8, sampler="random", seed=0, num_return_sequences=3)
+    np.testing.assert_array_equal(found[:, :4], prompts.repeat(3, axis=0))
+    assert len(np.unique(found[:3, 4:], axis=0)) == 3
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 9, 11, 12])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_pieces_hold_the_rows_in_order_and_few_lengths_are_compiled(length, compiled, monkeypatch):
+    ids = np.arange(2 * length).reshape(2, length)
+    mask = np.array([[True] * length, [False] * (length - 1) + [True]])
+    monkeypatch.setattr("dl_mamba.generation.prompts.SHORTEST", 2)
+    pieces = list(chunks(ids, mask, 4, compiled))
+    real = [np.ones(piece.shape, bool) if m is None else m for piece, m in pieces]
+    joined, masks = np.concatenate([p for p, _ in pieces], axis=1), np.concatenate(real, axis=1)
+    np.testing.assert_array_equal(joined[masks], ids[mask])
+    assert masks[:, -1].all()
+    assert all(piece.shape[1] in ((2, 4) if compiled else range(1, 5)) for piece, _ in pieces)
+
+
+def test_a_prompt_read_in_pieces_is_the_prompt_and_memory_does_not_grow():
+    model, ids, mask = lm("mamba2"), tokens(2, 50), np.ones((2, 50), bool)
+    mask[1, :17] = False
+    whole, pieces = (decoding.read(model, ids, mask, None, chunk) for chunk in (64, 8))
+    for came, wanted in zip(keras.tree.flatten(pieces), keras.tree.flatten(whole), strict=True):
+        np.testing.assert_allclose(numpy(came), numpy(wanted), atol=1e-4)
+    empty = [tuple(leaf.shape) for leaf in keras.tree.flatten(model.initial_state(2))]
+    assert [tuple(leaf.shape) for leaf in keras.tree.flatten(pieces.state)] == empty
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
+def test_neither_numbers_of_tokens_nor_of_samplers_compile_anew(monkeypatch):
+    model, traced = lm("mamba"), []
+    for length, count, sampler in ((5, 3, TopP(p=0.5)), (8, 9, TopP(p=0.9, temperature=2.0)), (7, 70, TopP(p=0.1))):
+        model.generate(tokens(1, length), count, sampler=sampler, seed=0)
+        traced = traced or monkeypatch.setattr(type(model), "next_logits", lambda *args: pytest.fail("traced")) or [1]
+
+
+def test_changed_weights_are_used_at_once():
+    model = perturb(dl_mamba.MambaCausalLM(**SMALL_MODEL["mamba"]))
+    before = model.generate(PROMPT, 40)
+    np.testing.assert_array_equal(model.generate(PROMPT, 40), before)
+    perturb(model, seed=1)
+    after = model.generate(PROMPT, 40)
+    assert (after != before).any()
+    np.testing.assert_array_equal(full_logits(model, after).argmax(-1)[:, 4:-1], after[:, 5:])
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_text_goes_in_and_comes_out_and_streams_in_pieces():
+    model = text_lm()
+    text = model.generate("déjà", 20)
+    ids = model.generate(np.array([list("déjà".encode())]), 20)
+    assert text == bytes(ids[0].astype("uint8").tolist()).decode(errors="replace")
+    assert "".join(model.generate("déjà", 20, stream=True)) == text.removeprefix("déjà")
+    both = model.generate(["déjà", "x"], 20)
+    assert both[0] == text
+    assert both[1] == model.generate("x", 20)
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_stop_strings_end_a_row_and_are_left_out():
+    model = text_lm()
+    ids = model.generate(np.array([[97, 98]]), 12, sampler=TopK(k=90, temperature=5.0), seed=0)
+    new = model.tokenizer.decode(ids[:, 2:])[0]
+    options = {"sampler": TopK(k=90, temperature=5.0), "seed": 0, "stop": [new[4:6], "not there"]}
+    assert model.generate("ab", 12, **options) == "ab" + new[: new.find(new[4:6])]
+    assert "".join(model.generate("ab", 12, stream=True, **options)) == new[: new.find(new[4:6])]
+    found = model.generate(np.array([[97, 98]]), 12, pad_token_id=0, **options)[0]
+    assert found[-1] == 0
+
+
+def hugging_face(vocab_size=40):
+    library = pytest.importorskip("tokenizers", reason='needs pip install "dl-mamba[hf]"')
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the state of the art of the state"] * 3, trainer)
+    return tokenizer.to_str()
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_a_tokenizer_json_and_the_end_of_text_go_with_the_model_into_every_format(tmp_path):
+    definition = hugging_face(270)
+    (tmp_path / "tokenizer.json").write_text(definition)
+    tokenizer = HuggingFaceTokenizer.from_folder(tmp_path)
+    assert tokenizer.decode(tokenizer.encode(["the état of art"])["input_ids"]) == ["the état of art"]
+    assert tokenizer.token_id("<|endoftext|>") == 0
+    assert tokenizer.decode([[0, tokenizer.vocab_size + 3]]) == [""]
+    model = perturb(dl_mamba.MambaCausalLM(vocab_size=280, d_model=8, num_layers=1, tokenizer=tokenizer))
+    text = model.generate("the state", 12)
+    assert "".join(model.generate("the state", 12, stream=True)) == text.removeprefix("the state")
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.generate("the state", 12) == text
+    again.carried = {"eos_token_id": int(model.generate([[5]], 1)[0, 1])}
+    again.save_pretrained(tmp_path / "hf")
+    convert(Checkpoint(tmp_path / "hf"), tmp_path / "mamba_ssm", "mamba_ssm")
+    for name in ("hf", "mamba_ssm"):
+        assert (tmp_path / name / "tokenizer.json").read_text() == definition
+        assert type(model).from_pretrained(tmp_path / name).generate("the state", 12, eos_token_id=()) == text
+        assert type(model).from_pretrained(tmp_path / name, tokenizer=None).tokenizer is None
+    loaded = type(model).from_pretrained(tmp_path / "hf")
+    loaded.save(tmp_path / "model.keras")
+    for ending in (loaded, keras.models.load_model(tmp_path / "model.keras")):
+        assert ending.generate([[5]], 3, pad_token_id=7)[0, 2:].tolist() == [7, 7]
+
+
+def test_a_missing_library_of_tokenizers_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "dl-mamba\[hf\]"'):
+        HuggingFaceTokenizer("{}")
+
+
+@pytest.mark.usefixtures("eager_generation")
+def test_new_text_of_byte_pairs_keeps_its_spaces():
+    tokenizer = BytePairTokenizer.learn(["a b a b a b"], vocab_size=300)
+    model = perturb(dl_mamba.MambaCausalLM(vocab_size=tokenizer.vocab_size, d_model=8, num_layers=1))
+    model.tokenizer = tokenizer
+    ids = model.generate([tokenizer.rows(["a b"])[0].tolist()], 8)
+    assert model.generate("a b", 8) == tokenizer.decode(ids)[0]
+
+
+class ForeignSampler:
+    """A greedy sampler of the signature of keras_hub, with a loop of its own."""
+
+    def __call__(self, next, prompt, cache, index, mask, stop_token_ids=None, hidden_states=None, model=None):  # noqa: A002
+        length = prompt.shape[1]
+
+        def more(prompt, cache, index):
+            ended = ops.zeros_like(prompt, dtype="bool")
+            for end in stop_token_ids or ():
+                ended = ops.logical_or(ended, ops.logical_and(ops.equal(prompt, end), ops.logical_not(mask)))
+            return ops.logical_and(index < length, ops.logical_not(ops.all(ops.any(ended, axis=-1))))
+
+        def step(prompt, cache, index):
+            logits, _, cache = next(prompt, cache, index)
+            token = ops.cast(ops.argmax(logits, axis=-1), prompt.dtype)
+            token = ops.where(ops.take(mask, index, axis=1), ops.take(prompt, index, axis=1), token)
+            return ops.slice_update(prompt, (0, index), token[:, None]), cache, index + 1
+
+        loop = ops.while_loop(more, step, (prompt, cache, ops.convert_to_tensor(index, "int32")))
+        return loop[0]
+
+
+def test_a_sampler_of_keras_hub_reads_no_token_twice():
+    model, rows = lm("mamba2"), [tokens(n, seed=n) for n in (5, 2, 1)]
+    sampler = ForeignSampler()
+    padded, mask = place(rows, 6, "right", 0)
+    np.testing.assert_array_equal(
+        model.generate(padded, 7, sampler=sampler, attention_mask=mask), model.generate(padded, 7, attention_mask=mask)
+    )
+    end = int(model.generate(PROMPT, 7)[0, 7])
+    np.testing.assert_array_equal(
+        model.generate(PROMPT, 7, sampler=sampler, eos_token_id=end), model.generate(PROMPT, 7, eos_token_id=end)
+    )
+    one = PROMPT[:, :1]
+    np.testing.assert_array_equal(model.generate(one, 7, sampler=sampler), model.generate(one, 7))
+
+
+BAD = [
+    ({"input_ids": np.zeros((1, 0), "int32")}, "row 0 of input_ids holds no token"),
+    ({"input_ids": []}, "input_ids"),
+    ({"input_ids": [[1], []]}, "row 1 of input_ids holds no token"),
+    ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "row 0 of input_ids holds no token"),
+    ({"input_ids": [[11]]}, "input_ids holds 11; ids from 0 to 10 are needed"),
+    ({"input_ids": [[-1]]}, "input_ids holds -1"),
+    ({"input_ids": [[1.5]]}, "integers of shape"),
+    ({"input_ids": [1, 2]}, r"input_ids has shape \(2,\)"),
+    ({"input_ids": None}, "input_ids is None; a prompt is needed"),
+    ({"input_ids": "text"}, "a text was given and the model has no tokenizer"),
+    ({"attention_mask": [[1, 1]]}, r"attention_mask has shape \(1, 2\); that of input_ids, \(1, 3\), is needed"),
+    ({"max_new_tokens": 0}, "max_new_tokens=0; an integer >= 1 is needed"),
+    ({"max_new_tokens": -3}, "max_new_tokens=-3"),
+    ({"max_new_tokens": 2.0}, "max_new_tokens=2.0"),
+    ({"sampler": "greddy"}, "sampler='greddy' is unknown; choose one of"),
+    ({"sampler": TopP}, "a name, or an object such as TopP"),
+    ({"eos_token_id": 99}, "eos_token_id=99; ids from 0 to 10 are needed"),
+    ({"num_return_sequences": 0}, "num_return_sequences=0"),
+    ({"sampler": "beam", "stream": True}, "stream=True cannot go with sampler=Beam"),
+    ({"stop": "x"}, "stop strings need a tokenizer"),
+    ({"stream": True, "return_state": True}, "stream=True cannot go with return_state=True"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input_is_refused_before_anything_is_computed(options, message, monkeypatch):
+    model = lm("mamba")
+    monkeypatch.setattr(type(model), "next_logits", lambda *args: pytest.fail("computed"))
+    with pytest.raises(ValueError, match=message):
+        model.generate(**{"input_ids": [[1, 2, 3]], "max_new_tokens": 2, **options})
+
+
+def test_a_state_of_another_batch_or_model_is_refused():
+    model = lm("mamba")
+    memory = Memory(model.initial_state(1), None)
+    with pytest.raises(ValueError, match=r"for a batch of 1; .* batch of 2.*fork\(state, 2\)"):
+        model.generate([[1], [2]], 2, state=memory)
+    with pytest.raises(ValueError, match="of the same model are needed"):
+        model.generate([[1]], 2, state=lm("mamba2").initial_state(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Random(temperature=0.0), "temperature=0.0; a number > 0 is needed"),
+        (lambda: TopK(k=0), "top_k=0; an integer >= 1"),
+        (lambda: TopP(p=1.5), "top_p=1.5; a number > 0 and <= 1"),
+        (lambda: MinP(p=-0.1), "min_p=-0.1"),
+        (lambda: Beam(width=0), "width=0; an integer >= 1"),
+        (lambda: Greedy(repetition_penalty=0.0), "repetition_penalty=0.0"),
+    ],
+)
+def test_numbers_of_samplers_outside_their_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
