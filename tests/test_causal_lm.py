@@ -184,6 +184,8 @@ def test_logits_of_a_model_quantized_to_int8_stay_close_and_int4_says_why_not():
     model, ids = small_lm("mamba"), tokens(2, 5)
     wanted = forward(model, ids)
     model.quantize("int8")
+    projections = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)]
+    assert {layer.quantization_mode for layer in projections} == {"int8"}
     assert relative_error(forward(model, ids), wanted) < 0.1  # 8 bits in the embedding, twice, and in four projections
     other = small_lm("mamba")
     other.quantize("int4")

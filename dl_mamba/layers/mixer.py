@@ -127,6 +127,9 @@ class Projection(keras.layers.Dense):
             a = self.lora_kernel_a
             a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
 
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        super().quantize(mode, type_check=False, config=config)  # it is a Dense, which Keras asks of no subclass
+
 
 def split_channels(x: Any, *sizes: int) -> list[Any]:
     """Slices of the last axis of these sizes."""
