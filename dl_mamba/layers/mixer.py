@@ -10,7 +10,7 @@ from keras import ops
 
 from dl_mamba.config import MixerConfig
 from dl_mamba.layers import initializers
-from dl_mamba.layers.variables import NamedVariables
+from dl_mamba.layers.variables import NamedVariables, refuse_quantized
 from dl_mamba.ops import checks
 
 KERAS_OPTIONS = ("name", "dtype", "trainable")
@@ -90,6 +90,7 @@ class Mixer(NamedVariables, keras.layers.Layer):
         return previous_mask
 
     def get_config(self) -> dict[str, Any]:
+        refuse_quantized(self)
         return {**super().get_config(), **self.config.to_dict()}
 
     def check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:
