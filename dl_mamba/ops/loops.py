@@ -137,8 +137,9 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
     if tf.executing_eagerly():
         return _loop_eagerly(step, carry, xs, reverse)
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
-    specs = tf.nest.map_structure(lambda y: (y.dtype, y.shape), _trace_step(step, carry, xs))
-    arrays = tuple(tf.TensorArray(dtype, size=size, element_shape=shape) for dtype, shape in specs)
+    step = _traced_step(step, carry, xs)
+    ys = step.structured_outputs[1]
+    arrays = tuple(tf.TensorArray(y.dtype, size=size, element_shape=y.shape) for y in ys)
 
     def body(i, carry, arrays):
         at = size - 1 - i if reverse else i
@@ -160,14 +161,14 @@ def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tup
     return carry, tuple(ops.stack(column) for column in zip(*ys, strict=True))
 
 
-def _trace_step(step: Step, carry: Tensors, xs: Tensors) -> Tensors:
-    """Dtypes and static shapes of one `y`, without running the step."""
+def _traced_step(step: Step, carry: Tensors, xs: Tensors) -> Any:
+    """The step as a graph, which knows dtypes and static shapes of what it returns."""
     import tensorflow as tf
 
     spec = lambda x: tf.TensorSpec(x.shape, x.dtype)  # noqa: E731
     carry_spec = tf.nest.map_structure(spec, carry)
     x_spec = tuple(tf.TensorSpec(x.shape[1:], x.dtype) for x in xs)
-    return tf.function(step).get_concrete_function(carry_spec, x_spec).structured_outputs[1]
+    return tf.function(step, autograph=False).get_concrete_function(carry_spec, x_spec)
 
 
 def _loop_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
