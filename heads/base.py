@@ -14,11 +14,12 @@ import keras
 from keras import ops
 
 from dl_mamba.heads.tasks import NLPTaskConfig
+from dl_mamba.layers.quantized import QuantizedParts
 
 NOWHERE = -1e9  # finite in float32, so that no softmax over it is NaN
 
 
-class TaskHead(keras.layers.Layer):
+class TaskHead(QuantizedParts, keras.layers.Layer):
     """Base of all heads. A head of your own says what it uses in the class attributes and overrides the methods.
 
     Attributes:

@@ -9,10 +9,11 @@ import keras
 
 from dl_mamba.heads.base import TaskHead
 from dl_mamba.heads.tasks import NLPTaskConfig
+from dl_mamba.layers.quantized import QuantizedParts
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
-class MultiTaskHead(keras.layers.Layer):
+class MultiTaskHead(QuantizedParts, keras.layers.Layer):
     """One head for each task, all on the same inputs.
 
     Args:

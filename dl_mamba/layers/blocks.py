@@ -12,6 +12,7 @@ from dl_mamba.layers.mamba import MambaLayer
 from dl_mamba.layers.mamba2 import Mamba2Layer
 from dl_mamba.layers.mixer import KERAS_OPTIONS, Mixer, MixerState
 from dl_mamba.layers.norm import RMSNorm
+from dl_mamba.layers.quantized import QuantizedParts
 
 
 def residual_dtype(compute_dtype: str, residual_in_fp32: bool) -> str:
@@ -20,7 +21,7 @@ def residual_dtype(compute_dtype: str, residual_in_fp32: bool) -> str:
     return "float32" if half and residual_in_fp32 else compute_dtype
 
 
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(QuantizedParts, keras.layers.Layer):
     """Base of the residual blocks of both generations."""
 
     config_class: type[Config]

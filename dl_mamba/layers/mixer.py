@@ -10,7 +10,8 @@ from keras import ops
 
 from dl_mamba.config import MixerConfig
 from dl_mamba.layers import initializers
-from dl_mamba.layers.variables import NamedVariables, refuse_quantized
+from dl_mamba.layers.quantized import QuantizedParts
+from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import checks
 
 KERAS_OPTIONS = ("name", "dtype", "trainable")
@@ -35,7 +36,7 @@ class MixerState(NamedTuple):
     ssm: Any
 
 
-class Mixer(NamedVariables, keras.layers.Layer):
+class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
     """Base of `MambaLayer` and `Mamba2Layer`: in_proj, convolution, state space, out_proj."""
 
     config_class: type[MixerConfig]
@@ -90,7 +91,6 @@ class Mixer(NamedVariables, keras.layers.Layer):
         return previous_mask
 
     def get_config(self) -> dict[str, Any]:
-        refuse_quantized(self)
         return {**super().get_config(), **self.config.to_dict()}
 
     def check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:

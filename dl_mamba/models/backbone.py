@@ -12,7 +12,7 @@ from dl_mamba.layers import initializers
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
-from dl_mamba.layers.variables import refuse_quantized
+from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
 
@@ -148,9 +148,12 @@ class Backbone(Pretrained, keras.Model):
         self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
 
     def get_config(self) -> dict[str, Any]:
-        refuse_quantized(self)
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
-        learning = {"frozen_blocks": self.frozen_blocks, "adapters": self.adapters}
+        learning = {
+            "frozen_blocks": self.frozen_blocks,
+            "adapters": self.adapters,
+            "quantized": quantized_parts(self) or None,
+        }
         own |= {name: value for name, value in learning.items() if value is not None}
         return {"name": self.name, "trainable": self.trainable, "dtype": self._policy_config(), **own}
 
@@ -161,8 +164,15 @@ class Backbone(Pretrained, keras.Model):
         model.set_learning(**learning)
         return model
 
-    def set_learning(self, frozen_blocks: int | None = None, adapters: dict[str, Any] | None = None) -> None:
-        """Freeze and adapt as a config says."""
+    def set_learning(
+        self,
+        frozen_blocks: int | None = None,
+        adapters: dict[str, Any] | None = None,
+        quantized: dict[str, Any] | None = None,
+    ) -> None:
+        """Quantize, freeze and adapt as a config says."""
+        if quantized is not None:
+            quantize_parts(self, quantized)
         if frozen_blocks is not None:
             self.freeze(frozen_blocks)
         if adapters is not None:
@@ -195,7 +205,7 @@ class Backbone(Pretrained, keras.Model):
 
 def without_learning(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A backbone's config without what `set_learning` takes, and that."""
-    names = ("frozen_blocks", "adapters")
+    names = ("frozen_blocks", "adapters", "quantized")
     return {k: v for k, v in config.items() if k not in names}, {k: v for k, v in config.items() if k in names}
 
 

@@ -12,6 +12,7 @@ from dl_mamba import generation
 from dl_mamba.config import Mamba2Config, MambaConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState
+from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.backbone import Backbone, without_learning
 from dl_mamba.models.loss import Perplexity, following, next_tokens, token_losses, weighted_mean
 from dl_mamba.models.mamba import Mamba
@@ -190,6 +191,8 @@ class CausalLM(Pretrained, keras.Model):
         backbone = self.backbone.get_config()
         tokenizer = None if self.tokenizer is None else keras.saving.serialize_keras_object(self.tokenizer)
         own = {"tie_word_embeddings": self.tie_word_embeddings, "tokenizer": tokenizer, "carried": dict(self.carried)}
+        if quantized := quantized_parts(self):
+            own["quantized"] = quantized
         return {**backbone, "name": self.name, "trainable": self.trainable, **own}
 
     @classmethod
@@ -200,6 +203,7 @@ class CausalLM(Pretrained, keras.Model):
         carried = config.pop("carried", {})
         model = cls(**config)
         model.carried = carried
+        quantize_parts(model, learning.pop("quantized", {}))
         model.backbone.set_learning(**learning)
         return model
 
