@@ -16,14 +16,23 @@ from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 from dl_mamba.ops.kernels.ssd_forward import ssd_forward
-from dl_mamba.ops.kernels.ssd_gradient import ssd_gradient
+from dl_mamba.ops.kernels.ssd_gradient import ssd_gradient_groups, ssd_gradient_values
 from dl_mamba.ops.kernels.ssd_states import ssd_segments, ssd_states
 from dl_mamba.ops.kernels.ssd_steps import ssd_steps, ssd_steps_gradient
 
 CHUNK = 64  # tokens; also the smallest tile that the kernels use, because Triton 3.6 miscompiles products of 32
 PROGRAMS = 264  # two for each processor of an H100
+ENOUGH = 250  # programs, where more of them cost another sum of their results
 SHORTEST_SEGMENT = 4  # chunks
 LARGEST = 3.4e38
+GROUP_ROWS = 64  # of a state, in a program that sums gradients of B and C
+# (warps, stages) for bfloat16, by the rows of a state: found by `benchmarks/tune_kernels.py` on an H100
+CONFIGURATIONS = {
+    "forward": {64: (4, 1), 128: (4, 2)},
+    "states": {64: (4, 3), 128: (4, 3)},
+    "values": {64: (4, 1), 128: (4, 1)},
+    "groups": {64: (4, 1), 128: (4, 1)},
+}
 Tensor = Any
 
 
@@ -73,15 +82,16 @@ class Shape:
         """Parts of a group's heads whose gradients of B and C are summed apart."""
         heads = self.nheads // self.ngroups * self.blocks
         programs = self.batch * self.chunks * self.ngroups
-        return next(n for n in range(1, heads + 1) if heads % n == 0 and (n * programs >= PROGRAMS or n == heads))
+        return next(n for n in range(1, heads + 1) if heads % n == 0 and (n * programs >= ENOUGH or n == heads))
 
     def per_token(self, heads: int | None = None) -> tuple[int, int, int]:
         return (self.batch, heads or self.nheads, self.chunks * CHUNK)
 
-    def constants(self) -> dict[str, Any]:
-        """What every kernel over the states is compiled for."""
+    def constants(self, kernel: str) -> dict[str, Any]:
+        """What a kernel over tiles of tokens is compiled for."""
         exact = self.dtype == "float32"
         n, p = self.tile
+        warps, stages = (8, 1) if exact or n > 128 else CONFIGURATIONS[kernel][n]
         return {
             "H": self.nheads,
             "P": self.headdim,
@@ -92,8 +102,8 @@ class Shape:
             "BP": p,
             "EXACT": exact,
             "PRECISION": "tf32x3" if exact else "tf32",
-            "num_warps": 8 if n * p > 128 * 64 or exact else 4,
-            "num_stages": 1 if exact else 2,
+            "num_warps": warps,
+            "num_stages": stages,
         }
 
 
@@ -125,7 +135,9 @@ class Options:
 def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     """(y, final state), and what `backward` needs."""
     shape = Shape.of(x, B)
-    dt = packed(dt)
+    dt, D, bias, weights, start, flags = (
+        None if v is None else packed(v) for v in (dt, D, bias, weights, start, flags)
+    )
     constants = options.constants(shape, bias, weights, flags)
     steps = launch(
         ssd_steps,
@@ -147,7 +159,7 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         C_TOKEN=c_token,
         HAS_D=D is not None,
         HAS_START=starts is not None,
-        **shape.constants(),
+        **shape.constants("forward"),
     )
     return (y, end), (x, dt, A, B, C, D, bias, weights, start, flags, *steps)
 
@@ -160,36 +172,46 @@ def backward(options: Options, residuals, gradients):
     dy, dend = packed(ops.cast(gradients[0], shape.dtype)), packed(gradients[1])
     states, _ = _all_states(shape, x, B, steps, start, x_token, b_token)
     dstates, dstart = _all_states(shape, dy, C, steps, dend, shape.nheads * shape.headdim, c_token, reverse=True)
-    token_parts = (shape.per_token(shape.nheads * shape.blocks), "float32")
-    part = ((shape.splits, *B.shape), "float32" if shape.splits > 1 else shape.dtype)
-    rows = shape.batch * shape.chunks
-    dx, dB, dC, dD, *of_steps = launch(
-        ssd_gradient,
+    inner = {"X_TOKEN": x_token, "B_TOKEN": b_token, "C_TOKEN": c_token, "PB": shape.blocks, "SPLITS": shape.splits}
+    rows, parts = shape.batch * shape.chunks, shape.nheads * shape.blocks
+    dx, dproducts, dD, *of_steps = launch(
+        ssd_gradient_values,
         (rows, shape.ngroups, shape.splits),
-        [x, dy, B, C, *steps, A if D is None else D, states, dstates, shape.length],
+        [x, dy, B, C, *steps, A if D is None else D, dstates, shape.length],
         [
             (tuple(x.shape), shape.dtype),
-            part,
-            part,
+            ((rows, shape.ngroups, shape.splits, CHUNK, CHUNK), shape.dtype),
             ((rows, shape.nheads, shape.headdim), "float32"),
-            *[token_parts] * 3,
-            ((shape.batch, shape.nheads * shape.blocks, shape.chunks), "float32"),
+            *[(shape.per_token(parts), "float32")] * 3,
         ],
-        X_TOKEN=x_token,
-        B_TOKEN=b_token,
-        C_TOKEN=c_token,
-        PB=shape.blocks,
-        SPLITS=shape.splits,
         HAS_D=D is not None,
-        **{**shape.constants(), "num_warps": 8, "num_stages": 1},
+        **inner,
+        **shape.constants("values"),
+    )
+    blocks = shape.tile[0] // GROUP_ROWS
+    part = ((shape.splits, *B.shape), "float32" if shape.splits > 1 else shape.dtype)
+    dB, dC, *of_decays = launch(
+        ssd_gradient_groups,
+        (rows * blocks, shape.ngroups, shape.splits),
+        [x, dy, B, C, *steps, states, dstates, dproducts, shape.length],
+        [
+            part,
+            part,
+            (shape.per_token(parts * blocks), "float32"),
+            ((shape.batch, parts * blocks, shape.chunks), "float32"),
+        ],
+        NB=blocks,
+        **inner,
+        **{**shape.constants("groups"), "BN": GROUP_ROWS},
     )
     ddt, dweights, dA, dbias = launch(
         ssd_steps_gradient,
         options.grid(shape),
-        [dt, dt if flags is None else flags, A, A if bias is None else bias, *of_steps, shape.length],
+        [dt, dt if flags is None else flags, A, A if bias is None else bias, *of_steps, *of_decays, shape.length],
         [(tuple(dt.shape), standardize_dtype((dt if v is None else v).dtype)) for v in (None, weights)]
         + [((rows, shape.nheads), "float32")] * 2,
         PB=shape.blocks,
+        NB=blocks,
         **options.constants(shape, bias, weights, flags),
     )
     dB, dC = (g[0] if shape.splits == 1 else ops.cast(ops.sum(g, axis=0), shape.dtype) for g in (dB, dC))
@@ -253,5 +275,5 @@ def _states(shape, x, B, steps, starts, x_token, b_token, reverse, store):
         REVERSE=reverse,
         STORE=store,
         HAS_START=starts is not None,
-        **shape.constants(),
+        **shape.constants("states"),
     )

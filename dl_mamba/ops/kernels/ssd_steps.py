@@ -94,6 +94,7 @@ def ssd_steps_gradient(
     after,
     before,
     dscale,
+    after_state,
     carried,
     length,
     ddt,
@@ -103,6 +104,7 @@ def ssd_steps_gradient(
     H: tl.constexpr,
     HB: tl.constexpr,
     PB: tl.constexpr,
+    NB: tl.constexpr,
     Q: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
@@ -113,8 +115,9 @@ def ssd_steps_gradient(
 ):
     """Gradients of raw dt, of the weights, and each chunk's part of those of A and of the bias.
 
-    The log decay of token k gets `after` of the tokens from k on, `before` of those before k, and `carried`, the part
-    of the state that crosses the whole chunk. Each comes in PB blocks of the head dimension.
+    The log decay of token k gets `after` and `after_state` of the tokens from k on, `before` of those before k, and
+    `carried`, the part of the state that crosses the whole chunk. Each comes in PB blocks of the head dimension, what
+    the state before the chunk gives also in NB blocks of the state dimension.
     """
     chunks = tl.cdiv(length, Q)
     row = (tl.program_id(0) // chunks).to(tl.int64)
@@ -132,7 +135,10 @@ def ssd_steps_gradient(
         from_k += tl.load(after + to, mask=valid[:, None], other=0.0)
         to_k += tl.load(before + to, mask=valid[:, None], other=0.0)
         weight += tl.load(dscale + to, mask=valid[:, None], other=0.0)
-        whole += tl.load(carried + part * chunks + chunk, mask=valid, other=0.0)
+        for n in tl.static_range(NB):
+            to = (part[:, None] * NB + n) * (chunks * Q) + tokens[None, :]
+            from_k += tl.load(after_state + to, mask=valid[:, None], other=0.0)
+            whole += tl.load(carried + (part * NB + n) * chunks + chunk, mask=valid, other=0.0)
     dlog = tl.cumsum(from_k, axis=1, reverse=True) + (tl.cumsum(to_k, axis=1) - to_k) + whole[:, None]
     inside = valid[:, None] & (tokens[None, :] < length)
     at = (row * length + tokens[None, :]) * H + heads[:, None]
