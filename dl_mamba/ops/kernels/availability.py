@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Any
 
 import keras
+from keras.backend import standardize_dtype
+
+from dl_mamba.ops.sequence import on_accelerator
 
 MINIMUM = (8, 0)  # compute capability; bfloat16 matrix products begin there
 
@@ -21,6 +25,22 @@ def unavailable() -> str | None:
     if missing:
         return f"not installed: {', '.join(missing)}"
     return _torch_device() if backend == "torch" else _jax_device()
+
+
+def refusal_of(x: Any, *others: Any) -> str | None:
+    """Why no kernel can take these tensors; None if some kernel can. Any but x may be None."""
+    reason = unavailable()
+    if reason:
+        return reason
+    if not (on_accelerator(x) or interpreted()):
+        return "x is not on the GPU"
+    given = [x, *(v for v in others if v is not None)]
+    sizes = [size for v in given for size in v.shape]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return f"sizes must be known and positive; x has shape {tuple(x.shape)}"
+    if any(standardize_dtype(v.dtype) == "float64" for v in given):
+        return "an input is float64; the kernels compute in float32"
+    return None
 
 
 def interpreted() -> bool:

@@ -8,24 +8,18 @@ from typing import Any
 from keras import ops
 from keras.backend import standardize_dtype
 
-from dl_mamba.ops.kernels.availability import interpreted, unavailable
+from dl_mamba.ops.kernels.availability import refusal_of
 from dl_mamba.ops.loops import with_gradient
-from dl_mamba.ops.sequence import on_accelerator
+from dl_mamba.ops.numerics import flags_of
 
 LARGEST_STATE = {"bfloat16": 256, "float32": 128}  # numbers a channel; more would not fit on the chip
 
 
 def refusal(x: Any, B: Any, C: Any, *others: Any) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    reason = unavailable()
+    reason = refusal_of(x, B, C, *others)
     if reason:
         return reason
-    if not (on_accelerator(x) or interpreted()):
-        return "x is not on the GPU"
-    if not all(isinstance(size, int) and size > 0 for size in (*x.shape, *B.shape)):
-        return f"sizes must be known and positive; x has shape {tuple(x.shape)}"
-    if any(standardize_dtype(v.dtype) == "float64" for v in (x, B, C, *others) if v is not None):
-        return "an input is float64; the kernels compute in float32"
     largest = LARGEST_STATE[_product_dtype(x, B, C)]
     if B.shape[-1] > largest:
         return f"d_state={B.shape[-1]}; the kernels hold states up to {largest} for this dtype"
@@ -42,7 +36,7 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
     options = kernels.Options(dt_softplus, tuple(dt_limit))
     op = with_gradient(partial(kernels.forward, options), partial(kernels.backward, options))
     x, B, C = (ops.cast(v, dtype) for v in (x, B, C))
-    y, state = op(x, dt, A, B, C, D, dt_bias, input_scale, state, _flags(starts, mask))
+    y, state = op(x, dt, A, B, C, D, dt_bias, input_scale, state, flags_of(starts, mask))
     if z is not None:
         y = ops.cast(y, "float32") * ops.silu(ops.cast(z, "float32"))
     return y, state
@@ -51,11 +45,3 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
 def _product_dtype(*tensors) -> str:
     """bfloat16 if all are; float16 has too little range for states."""
     return "bfloat16" if all(standardize_dtype(v.dtype) == "bfloat16" for v in tensors) else "float32"
-
-
-def _flags(starts, mask):
-    """For each token 1 if it begins a document, 2 if it is padding, else 0; None for zeros."""
-    if starts is None and mask is None:
-        return None
-    flags = 0.0 if starts is None else ops.cast(starts, "float32")
-    return flags if mask is None else ops.where(mask, flags, 2.0)

@@ -1,0 +1,65 @@
+"""What both kernels of the selective scan load: channels, step sizes, rows of B and C."""
+
+import triton
+import triton.language as tl
+
+from dl_mamba.ops.kernels.tiles import softplus
+
+
+@triton.jit
+def channels_of(block, R: tl.constexpr, E: tl.constexpr):
+    """The channels of a program, (E, R)."""
+    return block * (R * E) + tl.arange(0, R)[None, :] * E + tl.arange(0, E)[:, None]
+
+
+@triton.jit
+def states_of(channels, N: tl.constexpr, BN: tl.constexpr, CHANNELS: tl.constexpr):
+    """Offsets of the states of channels in a (channels, N) array, (E, BN, R), and which exist."""
+    n = tl.arange(0, BN)[None, :, None]
+    return scattered(channels[:, None, :] * N + n), (channels[:, None, :] < CHANNELS) & (n < N)
+
+
+@triton.jit
+def saved_states(R: tl.constexpr, BN: tl.constexpr, E: tl.constexpr):
+    """Offsets of a program's states in an array of its own, (E, BN, R)."""
+    e, n, r = tl.arange(0, E)[:, None, None], tl.arange(0, BN)[None, :, None], tl.arange(0, R)[None, None, :]
+    return scattered((r * BN + n) * E + e)
+
+
+@triton.jit
+def scattered(offsets):
+    """The offsets, of which Triton is not to know that they are neighbours.
+
+    It would give a thread neighbouring elements, to load them at once, and carry that layout into the loop over tokens.
+    Of tensors without neighbours it lays the first axis along the lanes of a warp, then the second: E channels, and
+    N / 4 states of each of R channels in a thread.
+    """
+    return offsets ^ tl.program_id(2)  # which is 0
+
+
+@triton.jit
+def log2_quickly(x):
+    """log2 to about 22 bits in one instruction."""
+    return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def quick_softplus(x):
+    """log(1 + exp(x)) to about 1e-4, in base 2."""
+    return tl.maximum(x, 0.0) + 0.6931471805599453 * log2_quickly(1.0 + tl.exp2(-1.4426950408889634 * tl.abs(x)))
+
+
+@triton.jit
+def step_size(raw, EXACT: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """softplus; to the last digits if EXACT."""
+    size = raw
+    if SOFTPLUS:
+        size = softplus(raw) if EXACT else quick_softplus(raw)
+    return size
+
+
+@triton.jit
+def load_row(pointer, token, real, TOKEN: tl.constexpr, N: tl.constexpr, BN: tl.constexpr):
+    """A token's row of B or C, (BN,); zeros behind the last token."""
+    n = tl.arange(0, BN)
+    return tl.load(pointer + token * TOKEN + n, mask=(n < N) & real, other=0.0)
