@@ -16,25 +16,18 @@ def channels_of(block, R: tl.constexpr, E: tl.constexpr):
 def states_of(channels, N: tl.constexpr, BN: tl.constexpr, CHANNELS: tl.constexpr):
     """Offsets of the states of channels in a (channels, N) array, (E, BN, R), and which exist."""
     n = tl.arange(0, BN)[None, :, None]
-    return scattered(channels[:, None, :] * N + n), (channels[:, None, :] < CHANNELS) & (n < N)
+    return channels[:, None, :] * N + n, (channels[:, None, :] < CHANNELS) & (n < N)
 
 
 @triton.jit
 def saved_states(R: tl.constexpr, BN: tl.constexpr, E: tl.constexpr):
-    """Offsets of a program's states in an array of its own, (E, BN, R)."""
-    e, n, r = tl.arange(0, E)[:, None, None], tl.arange(0, BN)[None, :, None], tl.arange(0, R)[None, None, :]
-    return scattered((r * BN + n) * E + e)
+    """Offsets of a program's states in an array of its own, (E, BN, R).
 
-
-@triton.jit
-def scattered(offsets):
-    """The offsets, of which Triton is not to know that they are neighbours.
-
-    It would give a thread neighbouring elements, to load them at once, and carry that layout into the loop over tokens.
-    Of tensors without neighbours it lays the first axis along the lanes of a warp, then the second: E channels, and
-    N / 4 states of each of R channels in a thread.
+    Four states of a channel lie together, as in A, where Triton sees that a thread can load them at once. So it gives
+    each thread N / 4 states of R channels, E channels to a warp, and every loop over tokens keeps that layout.
     """
-    return offsets ^ tl.program_id(2)  # which is 0
+    e, n, r = tl.arange(0, E)[:, None, None], tl.arange(0, BN)[None, :, None], tl.arange(0, R)[None, None, :]
+    return ((n // 4 * R + r) * E + e) * 4 + n % 4
 
 
 @triton.jit
