@@ -9,7 +9,7 @@ tokens is written for the backward pass.
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_row, saved_states, states_of, step_size
+from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, states_of, step_size
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -78,20 +78,34 @@ def scan_forward(
     C += first * C_TOKEN + group * N
     tile = saved_states(R, BN, E)
     parts = tl.cdiv(length, K)
+    loaded = load_tokens(
+        x, dt, z, B, C, channels, valid, 0, length, X_TOKEN, DT_TOKEN, Z_TOKEN, B_TOKEN, C_TOKEN, N, BN, K, HAS_Z
+    )
     for part in range(parts):
         if STORE:
             place = ((row * parts + part) * blocks + block) * (R * BN * E)
             tl.store(saved + place + tile, state.to(saved.dtype.element_ty))
-        values, raws, writes, reads, gates = (), (), (), (), ()
-        for k in tl.static_range(K):
-            token = tl.cast(part, tl.int64) * K + k
-            real = token < length
-            values = values + (tl.load(x + token * X_TOKEN + channels, mask=valid & real, other=0.0),)
-            raws = raws + (tl.load(dt + token * DT_TOKEN + channels, mask=valid & real, other=0.0),)
-            writes = writes + (load_row(B, token, real, B_TOKEN, N, BN),)
-            reads = reads + (load_row(C, token, real, C_TOKEN, N, BN),)
-            if HAS_Z:
-                gates = gates + (tl.load(z + token * Z_TOKEN + channels, mask=valid & real, other=0.0),)
+        coming = load_tokens(
+            x,
+            dt,
+            z,
+            B,
+            C,
+            channels,
+            valid,
+            part + 1,
+            length,
+            X_TOKEN,
+            DT_TOKEN,
+            Z_TOKEN,
+            B_TOKEN,
+            C_TOKEN,
+            N,
+            BN,
+            K,
+            HAS_Z,
+        )
+        values, raws, gates, writes, reads = loaded
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length
@@ -111,4 +125,5 @@ def scan_forward(
                 gate = gates[k].to(tl.float32)
                 out *= gate * sigmoid(gate)
             tl.store(y + token * CHANNELS + channels, out.to(y.dtype.element_ty), mask=valid & real)
+        loaded = coming
     tl.store(end + row * CHANNELS * N + at, state, mask=exists)

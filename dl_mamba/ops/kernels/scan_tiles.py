@@ -56,3 +56,37 @@ def load_row(pointer, token, real, TOKEN: tl.constexpr, N: tl.constexpr, BN: tl.
     """A token's row of B or C, (BN,); zeros behind the last token."""
     n = tl.arange(0, BN)
     return tl.load(pointer + token * TOKEN + n, mask=(n < N) & real, other=0.0)
+
+
+@triton.jit
+def load_tokens(
+    x,
+    dt,
+    z,
+    B,
+    C,
+    channels,
+    valid,
+    part,
+    length,
+    X_TOKEN: tl.constexpr,
+    DT_TOKEN: tl.constexpr,
+    Z_TOKEN: tl.constexpr,
+    B_TOKEN: tl.constexpr,
+    C_TOKEN: tl.constexpr,
+    N: tl.constexpr,
+    BN: tl.constexpr,
+    K: tl.constexpr,
+    HAS_Z: tl.constexpr,
+):
+    """K tokens of x, dt, z (of dt again, if there is no z), B and C."""
+    values, raws, gates, writes, reads = (), (), (), (), ()
+    for k in tl.static_range(K):
+        token = tl.cast(part, tl.int64) * K + k
+        real = token < length
+        values = values + (tl.load(x + token * X_TOKEN + channels, mask=valid & real, other=0.0),)
+        raws = raws + (tl.load(dt + token * DT_TOKEN + channels, mask=valid & real, other=0.0),)
+        gates = gates + (tl.load(z + token * Z_TOKEN + channels, mask=valid & real, other=0.0) if HAS_Z else raws[k],)
+        writes = writes + (load_row(B, token, real, B_TOKEN, N, BN),)
+        reads = reads + (load_row(C, token, real, C_TOKEN, N, BN),)
+    return values, raws, gates, writes, reads
