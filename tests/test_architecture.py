@@ -31,7 +31,18 @@ ROOMS = (
     "backend",
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
-OPTIONAL = ("matplotlib", "pandas", "typer", "rich", "keras_hub", "transformers", "sklearn", "scipy")
+OPTIONAL = (
+    "matplotlib",
+    "pandas",
+    "typer",
+    "rich",
+    "keras_hub",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "triton",
+    "jax_triton",
+)
 BACKENDS = ("jax", "tensorflow", "torch")
 
 PUBLIC = {

@@ -8,7 +8,7 @@ registers to the end. Work: two exp2 and fifteen multiplications or additions fo
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_row, saved_states, states_of, step_size
+from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, states_of, step_size, step_slope
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -79,28 +79,67 @@ def scan_backward(
     if HAS_D:
         skip = tl.load(D + channels, mask=valid, other=0.0)
     first = row * length
+    x += first * X_TOKEN
+    dt += first * DT_TOKEN
+    z += first * Z_TOKEN
+    dy += first * CHANNELS
     B += first * B_TOKEN + group * N
     C += first * C_TOKEN + group * N
     batch = tl.num_programs(0) // blocks
     partial = tl.cast(block, tl.int64) * batch * length + first
     tile = saved_states(R, BN, E)
     parts = tl.cdiv(length, K)
+    loaded = load_tokens(
+        x,
+        dt,
+        z,
+        dy,
+        B,
+        C,
+        channels,
+        valid,
+        parts - 1,
+        length,
+        X_TOKEN,
+        DT_TOKEN,
+        Z_TOKEN,
+        B_TOKEN,
+        C_TOKEN,
+        CHANNELS,
+        N,
+        BN,
+        K,
+        HAS_Z,
+        True,
+    )
     for i in range(parts):
         part = parts - 1 - i
         place = ((row * parts + part) * blocks + block) * (R * BN * E)
         state = tl.load(saved + place + tile).to(tl.float32)
-        values, raws, douts, gates, writes, reads = (), (), (), (), (), ()
-        for k in tl.static_range(K):
-            token = tl.cast(part, tl.int64) * K + k
-            real = token < length
-            inside = valid & real
-            values = values + (tl.load(x + (first + token) * X_TOKEN + channels, mask=inside, other=0.0),)
-            raws = raws + (tl.load(dt + (first + token) * DT_TOKEN + channels, mask=inside, other=0.0),)
-            douts = douts + (tl.load(dy + (first + token) * CHANNELS + channels, mask=inside, other=0.0),)
-            writes = writes + (load_row(B, token, real, B_TOKEN, N, BN),)
-            reads = reads + (load_row(C, token, real, C_TOKEN, N, BN),)
-            if HAS_Z:
-                gates = gates + (tl.load(z + (first + token) * Z_TOKEN + channels, mask=inside, other=0.0),)
+        coming = load_tokens(
+            x,
+            dt,
+            z,
+            dy,
+            B,
+            C,
+            channels,
+            valid,
+            part - 1,
+            length,
+            X_TOKEN,
+            DT_TOKEN,
+            Z_TOKEN,
+            B_TOKEN,
+            C_TOKEN,
+            CHANNELS,
+            N,
+            BN,
+            K,
+            HAS_Z,
+            True,
+        )
+        values, raws, gates, douts, writes, reads = loaded
         befores, sizes = (), ()
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
@@ -148,7 +187,7 @@ def scan_backward(
             if HAS_FLAGS:
                 dsize = tl.where(flag < 2.0, dsize, 0.0)
             if SOFTPLUS:
-                dsize *= sigmoid(raws[k].to(tl.float32) + offset)
+                dsize *= step_slope(raws[k].to(tl.float32) + offset, size, EXACT)
             dstate *= decay
             tl.store(dx + to, (dadded * size + dout * skip).to(dx.dtype.element_ty), mask=inside)
             tl.store(ddt + to, dsize.to(ddt.dtype.element_ty), mask=inside)
@@ -157,6 +196,7 @@ def scan_backward(
             tl.store(dC + there, of_read.to(dC.dtype.element_ty), mask=(n < N) & real)
             doffset += tl.where(real, dsize, 0.0)
             dskip += dout * value
+        loaded = coming
     tl.store(dstart + row * CHANNELS * N + at, dstate, mask=exists)
     tl.store(dA + row * CHANNELS * N + at, drates, mask=exists)
     tl.store(dD + row * CHANNELS + channels, dskip, mask=valid)

@@ -79,7 +79,27 @@ def scan_forward(
     tile = saved_states(R, BN, E)
     parts = tl.cdiv(length, K)
     loaded = load_tokens(
-        x, dt, z, B, C, channels, valid, 0, length, X_TOKEN, DT_TOKEN, Z_TOKEN, B_TOKEN, C_TOKEN, N, BN, K, HAS_Z
+        x,
+        dt,
+        z,
+        x,
+        B,
+        C,
+        channels,
+        valid,
+        0,
+        length,
+        X_TOKEN,
+        DT_TOKEN,
+        Z_TOKEN,
+        B_TOKEN,
+        C_TOKEN,
+        CHANNELS,
+        N,
+        BN,
+        K,
+        HAS_Z,
+        False,
     )
     for part in range(parts):
         if STORE:
@@ -89,6 +109,7 @@ def scan_forward(
             x,
             dt,
             z,
+            x,
             B,
             C,
             channels,
@@ -100,12 +121,14 @@ def scan_forward(
             Z_TOKEN,
             B_TOKEN,
             C_TOKEN,
+            CHANNELS,
             N,
             BN,
             K,
             HAS_Z,
+            False,
         )
-        values, raws, gates, writes, reads = loaded
+        values, raws, gates, _, writes, reads = loaded
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.tiles import softplus
+from dl_mamba.ops.kernels.tiles import sigmoid, softplus
 
 
 @triton.jit
@@ -52,6 +52,12 @@ def step_size(raw, EXACT: tl.constexpr, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
+def step_slope(raw, size, EXACT: tl.constexpr):
+    """Derivative of the softplus at raw, where it is size; without a division unless EXACT."""
+    return sigmoid(raw) if EXACT else 1.0 - tl.exp2(-1.4426950408889634 * size)
+
+
+@triton.jit
 def load_row(pointer, token, real, TOKEN: tl.constexpr, N: tl.constexpr, BN: tl.constexpr):
     """A token's row of B or C, (BN,); zeros behind the last token."""
     n = tl.arange(0, BN)
@@ -63,6 +69,7 @@ def load_tokens(
     x,
     dt,
     z,
+    dy,
     B,
     C,
     channels,
@@ -74,19 +81,24 @@ def load_tokens(
     Z_TOKEN: tl.constexpr,
     B_TOKEN: tl.constexpr,
     C_TOKEN: tl.constexpr,
+    CHANNELS: tl.constexpr,
     N: tl.constexpr,
     BN: tl.constexpr,
     K: tl.constexpr,
     HAS_Z: tl.constexpr,
+    HAS_DY: tl.constexpr,
 ):
-    """K tokens of x, dt, z (of dt again, if there is no z), B and C."""
-    values, raws, gates, writes, reads = (), (), (), (), ()
+    """K tokens of x, dt, z, dy, B and C; dt again in place of z or dy, if there is none."""
+    values, raws, gates, douts, writes, reads = (), (), (), (), (), ()
     for k in tl.static_range(K):
         token = tl.cast(part, tl.int64) * K + k
-        real = token < length
+        real = (token < length) & (part >= 0)
         values = values + (tl.load(x + token * X_TOKEN + channels, mask=valid & real, other=0.0),)
         raws = raws + (tl.load(dt + token * DT_TOKEN + channels, mask=valid & real, other=0.0),)
         gates = gates + (tl.load(z + token * Z_TOKEN + channels, mask=valid & real, other=0.0) if HAS_Z else raws[k],)
+        douts = douts + (
+            tl.load(dy + token * CHANNELS + channels, mask=valid & real, other=0.0) if HAS_DY else raws[k],
+        )
         writes = writes + (load_row(B, token, real, B_TOKEN, N, BN),)
         reads = reads + (load_row(C, token, real, C_TOKEN, N, BN),)
-    return values, raws, gates, writes, reads
+    return values, raws, gates, douts, writes, reads

@@ -12,9 +12,9 @@ from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 from dl_mamba.ops.kernels.scan_backward import scan_backward
 from dl_mamba.ops.kernels.scan_forward import scan_forward
 
-LANES = 8  # channels side by side in a warp
-OUTPUTS = {"R": 2, "K": 8}  # channels and tokens of a thread, where no gradient is wanted
-GRADIENTS = {"R": 2, "K": 8}
+# E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
+OUTPUTS = {"E": 8, "R": 2, "K": 8}  # where no gradient is wanted
+GRADIENTS = {"E": 8, "R": 2, "K": 4}
 Tensor = Any
 
 
@@ -45,7 +45,6 @@ class Call:
             "N": d_state,
             "G": ngroups,
             "BN": max(4, 1 << (d_state - 1).bit_length()),
-            "E": LANES,
             "EXACT": standardize_dtype(x.dtype) != "bfloat16",
             "SOFTPLUS": self.softplus,
             "HAS_D": D is not None,
@@ -74,8 +73,8 @@ def _forward(call, store):
     batch, length, channels, d_state, _ = call.sizes
     x, start = inputs[0], call.tensors[8]
     thread = GRADIENTS if store else OUTPUTS
-    blocks = -(-channels // (thread["R"] * LANES))
-    kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], LANES)
+    blocks = -(-channels // (thread["R"] * thread["E"]))
+    kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
     return launch(
         scan_forward,
         (batch * blocks,),
@@ -99,7 +98,7 @@ def backward(softplus: bool, residuals, gradients):
     (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared()
     batch, length, channels, d_state, ngroups = call.sizes
     dtype = standardize_dtype(x.dtype)
-    blocks = -(-channels // (GRADIENTS["R"] * LANES))
+    blocks = -(-channels // (GRADIENTS["R"] * GRADIENTS["E"]))
     dy, dend = packed(ops.cast(gradients[0], dtype)), packed(gradients[1])
     parts = ((blocks, batch, length, d_state), "float32" if constants["EXACT"] else "bfloat16")
     per_row = ((batch, channels), "float32")

@@ -26,7 +26,7 @@ ENOUGH = 250  # programs, where more of them cost another sum of their results
 SHORTEST_SEGMENT = 4  # chunks
 LARGEST = 3.4e38
 GROUP_ROWS = 64  # of a state, in a program that sums gradients of B and C
-# (warps, stages) for bfloat16, by the rows of a state: found by `benchmarks/tune_kernels.py` on an H100
+# (warps, stages) for bfloat16, by the rows of a state: found by `python -m benchmarks.gpu_kernels --tune` on an H100
 CONFIGURATIONS = {
     "forward": {64: (4, 1), 128: (4, 2)},
     "states": {64: (4, 3), 128: (4, 3)},
