@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-NEW_TOKENS = 32
+NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from dl_mamba.heads.base import TaskHead, read, real_tokens, width_of
-from dl_mamba.heads.losses import TaskLoss
-from dl_mamba.heads.metrics import TaskScore
+from dl_mamba.heads.base import read, real_tokens, width_of
 from dl_mamba.heads.pooling import MaskedPooling
-from dl_mamba.heads.sequence import KINDS, SCORES, decide
+from dl_mamba.heads.sequence import VectorHead
 from dl_mamba.heads.tasks import NLPTaskConfig
 
 KEYS = {
@@ -25,7 +22,7 @@ SCALE = {"cosine": 5.0, "dot": 1.0}  # a cosine is at most 1, which alone would 
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
-class PairHead(TaskHead):
+class PairHead(VectorHead):
     """Compares two texts: by their cosine, their dot product, or a learned layer.
 
     The learned layer reads [u; v; |u - v|; u * v] of the pooled texts u and v (Conneau et al. 2017). The dot product is
@@ -126,17 +123,5 @@ class PairHead(TaskHead):
         return keras.KerasTensor((x.shape[0], self.config.num_classes), dtype="float32")
 
     @classmethod
-    def make_loss(cls, config: NLPTaskConfig) -> keras.losses.Loss:
-        return TaskLoss(KINDS[config.problem_type], config.label_smoothing, name=config.name)
-
-    @classmethod
-    def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
-        return [TaskScore(SCORES[config.problem_type])]
-
-    @classmethod
     def axes(cls, config: NLPTaskConfig) -> tuple[str, str]:
         return "(batch, num_classes)", "(batch,)"
-
-    def decode(self, logits: Any) -> np.ndarray:
-        """(batch,) class numbers, or the values (batch, num_classes) of regression."""
-        return decide(logits, self.config.problem_type)

@@ -19,8 +19,27 @@ KINDS = {"single_label": "softmax", "multi_label": "sigmoid", "regression": "squ
 SCORES = {"single_label": "accuracy", "multi_label": "binary_accuracy", "regression": "mean_absolute_error"}
 
 
+class VectorHead(TaskHead):
+    """Base of the heads that answer once for a whole input: one class, several labels, or values."""
+
+    @classmethod
+    def make_loss(cls, config: NLPTaskConfig) -> keras.losses.Loss:
+        return TaskLoss(KINDS[config.problem_type], config.label_smoothing, name=config.name)
+
+    @classmethod
+    def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
+        return [TaskScore(SCORES[config.problem_type])]
+
+    def decode(self, logits: Any) -> np.ndarray:
+        """(batch,) class numbers; 0 or 1 for each of several labels; the values themselves for regression."""
+        logits = np.asarray(ops.convert_to_numpy(logits))
+        if self.config.problem_type == "regression":
+            return logits
+        return logits.argmax(-1) if self.config.problem_type == "single_label" else (logits > 0).astype("int32")
+
+
 @keras.saving.register_keras_serializable(package="dl_mamba")
-class SequenceClassificationHead(TaskHead):
+class SequenceClassificationHead(VectorHead):
     """Class logits of whole sequences, or values if `problem_type="regression"`: a linear layer on the pooled row.
 
     Args:
@@ -68,26 +87,6 @@ class SequenceClassificationHead(TaskHead):
         return keras.KerasTensor((hidden_states.shape[0], self.config.num_classes), dtype="float32")
 
     @classmethod
-    def make_loss(cls, config: NLPTaskConfig) -> keras.losses.Loss:
-        return TaskLoss(KINDS[config.problem_type], config.label_smoothing, name=config.name)
-
-    @classmethod
-    def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
-        return [TaskScore(SCORES[config.problem_type])]
-
-    @classmethod
     def axes(cls, config: NLPTaskConfig) -> tuple[str, str]:
         labels = "(batch,)" if config.problem_type == "single_label" else "(batch, num_classes)"
         return "(batch, num_classes)", labels
-
-    def decode(self, logits: Any) -> np.ndarray:
-        """(batch,) class numbers; 0 or 1 for each of several labels; the values themselves for regression."""
-        return decide(logits, self.config.problem_type)
-
-
-def decide(logits: Any, problem_type: str) -> np.ndarray:
-    """Classes of logits (..., num_classes) by the kind of problem."""
-    logits = np.asarray(ops.convert_to_numpy(logits))
-    if problem_type == "regression":
-        return logits
-    return logits.argmax(-1) if problem_type == "single_label" else (logits > 0).astype("int32")

@@ -180,10 +180,14 @@ def test_a_state_carries_gradients_from_piece_to_piece():
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-def test_logits_of_a_model_quantized_to_int8_stay_close_and_int4_says_why_not():
+def test_logits_of_a_model_quantized_to_int8_stay_close_and_int4_says_why_not(tmp_path):
     model, ids = small_lm("mamba"), tokens(2, 5)
     wanted = forward(model, ids)
     model.quantize("int8")
+    projections = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)]
+    assert {layer.quantization_mode for layer in projections} == {"int8"}
+    with pytest.raises(ValueError, match="is quantized to 'int8'.*save the model before `quantize`"):
+        model.save(tmp_path / "model.keras")
     assert relative_error(forward(model, ids), wanted) < 0.1  # 8 bits in the embedding, twice, and in four projections
     other = small_lm("mamba")
     other.quantize("int4")

@@ -123,8 +123,9 @@ def test_frozen_blocks_stay_as_they_are(family):
     learned = changed(model, before)
     assert not any(name.startswith(("backbone/embedding", "backbone/layers/0")) for name in learned)
     assert any(name.startswith("backbone/layers/1") for name in learned)
-    again = type(model).from_config(model.get_config())
-    assert len(again.trainable_variables) == len(model.trainable_variables)
+    for part in (model, model.backbone):
+        again = type(part).from_config(part.get_config())
+        assert len(again.trainable_variables) == len(part.trainable_variables)
     with pytest.raises(ValueError, match="num_blocks=3; 0 to 2 are needed"):
         freeze(model, 3)
     with pytest.raises(ValueError, match="contains no Mamba or Mamba2 backbone"):

@@ -1,5 +1,6 @@
 """The wheel works outside the repository; `make test` names this file to pytest, apart from the runs per backend."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -105,4 +106,6 @@ def test_every_module_of_the_repository_is_imported_from_the_wheel(installed, tm
     }
     assert {path.relative_to(site) for path in (site / "dl_mamba").rglob("*.py")} == files
     names = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in sorted(files)]
+    if importlib.util.find_spec("keras_hub") is None:
+        names.remove("dl_mamba.hub")  # whose error without KerasHub tests/test_architecture.py holds
     _call(python, "-c", f"import importlib\nfor name in {names}: importlib.import_module(name)", cwd=tmp_path)

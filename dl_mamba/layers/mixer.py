@@ -10,7 +10,7 @@ from keras import ops
 
 from dl_mamba.config import MixerConfig
 from dl_mamba.layers import initializers
-from dl_mamba.layers.variables import NamedVariables
+from dl_mamba.layers.variables import NamedVariables, refuse_quantized
 from dl_mamba.ops import checks
 
 KERAS_OPTIONS = ("name", "dtype", "trainable")
@@ -90,6 +90,7 @@ class Mixer(NamedVariables, keras.layers.Layer):
         return previous_mask
 
     def get_config(self) -> dict[str, Any]:
+        refuse_quantized(self)
         return {**super().get_config(), **self.config.to_dict()}
 
     def check(self, x: Any, mask: Any, state: Any, segment_ids: Any) -> None:
@@ -126,6 +127,9 @@ class Projection(keras.layers.Dense):
         if self.lora_enabled:
             a = self.lora_kernel_a
             a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
+
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        super().quantize(mode, type_check=False, config=config)  # it is a Dense, which Keras asks of no subclass
 
 
 def split_channels(x: Any, *sizes: int) -> list[Any]:

@@ -73,3 +73,17 @@ def exclude_from_weight_decay(optimizer: keras.optimizers.Optimizer, model: kera
             f"model {model.name!r} holds no built Mamba layer; build it first, e.g. by calling it on a batch."
         )
     optimizer.exclude_from_weight_decay(var_list=variables)
+
+
+def refuse_quantized(layer: keras.Layer) -> None:
+    """Refuse to describe a layer from which a file would be written that cannot be read back.
+
+    Raises:
+        ValueError: one of its parts is quantized.
+    """
+    for part in layer._flatten_layers():
+        if part.quantization_mode is not None:
+            raise ValueError(
+                f"{part.path} is quantized to {part.quantization_mode!r}, which a .keras file of {layer.name!r} cannot "
+                "hold; save the model before `quantize`, and quantize it again after loading."
+            )

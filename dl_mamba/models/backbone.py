@@ -12,6 +12,7 @@ from dl_mamba.layers import initializers
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
+from dl_mamba.layers.variables import refuse_quantized
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
 
@@ -147,6 +148,7 @@ class Backbone(Pretrained, keras.Model):
         self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
 
     def get_config(self) -> dict[str, Any]:
+        refuse_quantized(self)
         own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
         learning = {"frozen_blocks": self.frozen_blocks, "adapters": self.adapters}
         own |= {name: value for name, value in learning.items() if value is not None}
