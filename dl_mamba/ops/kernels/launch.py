@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,13 @@ def token_stride(tensor: Tensor) -> tuple[Tensor, int]:
     if rest == wanted[::-1] and token >= inner and row == length * token and tensor.data_ptr() % 16 == 0:
         return tensor, token
     return tensor.clone(memory_format=_contiguous()), inner
+
+
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """Distances of neighbours along each axis."""
+    if keras.backend.backend() == "torch":
+        return tensor.stride()
+    return tuple(math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape)))
 
 
 def packed(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from keras import ops
 from keras.backend import standardize_dtype
 
+from dl_mamba.ops.kernels.binding import over_rows
 from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 from dl_mamba.ops.kernels.scan_backward import scan_backward
 from dl_mamba.ops.kernels.scan_forward import scan_forward
@@ -15,6 +16,7 @@ from dl_mamba.ops.kernels.scan_forward import scan_forward
 # E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
 OUTPUTS = {"E": 8, "R": 2, "K": 8}  # where no gradient is wanted
 GRADIENTS = {"E": 8, "R": 2, "K": 4}
+ROWS = (True, True, False, True, True, False, True, False, True, True)  # the tensors that go over the batch
 Tensor = Any
 
 
@@ -72,7 +74,7 @@ def _forward(call, store):
     inputs, constants = call.prepared()
     batch, length, channels, d_state, _ = call.sizes
     x, start = inputs[0], call.tensors[8]
-    thread = GRADIENTS if store else OUTPUTS
+    thread = GRADIENTS if store else {**OUTPUTS, "K": min(OUTPUTS["K"], 1 << (length - 1).bit_length())}
     blocks = -(-channels // (thread["R"] * thread["E"]))
     kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
     return launch(
@@ -91,7 +93,7 @@ def _forward(call, store):
     )
 
 
-def backward(softplus: bool, residuals, gradients):
+def backward(softplus: bool, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
     *tensors, saved = residuals
     call = Call(tuple(tensors), softplus)
@@ -121,7 +123,7 @@ def backward(softplus: bool, residuals, gradients):
         **constants,
     )
     dB, dC = (_over_blocks(part, ngroups, standardize_dtype(M.dtype)) for part, M in ((dB, B), (dC, C)))
-    dA, dD, dbias = (ops.sum(part, axis=0) for part in (dA, dD, dbias))
+    dA, dD, dbias = (over_rows(part, copies) for part in (dA, dD, dbias))
     gradients = (dx, ddt, dA, dB, dC, dD, dz, dbias, dstart, None)
     return tuple(None if given is None else gradient for given, gradient in zip(tensors, gradients, strict=True))
 

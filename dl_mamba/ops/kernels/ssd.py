@@ -14,10 +14,12 @@ from typing import Any
 from keras import ops
 from keras.backend import standardize_dtype
 
-from dl_mamba.ops.kernels.launch import launch, packed, token_stride
+from dl_mamba.ops.kernels.binding import over_rows
+from dl_mamba.ops.kernels.launch import launch, packed, strides, token_stride
 from dl_mamba.ops.kernels.ssd_forward import ssd_forward
 from dl_mamba.ops.kernels.ssd_gradient import ssd_gradient_groups, ssd_gradient_values
 from dl_mamba.ops.kernels.ssd_states import ssd_segments, ssd_states
+from dl_mamba.ops.kernels.ssd_step import ssd_step
 from dl_mamba.ops.kernels.ssd_steps import ssd_steps, ssd_steps_gradient
 
 CHUNK = 64  # tokens; also the smallest tile that the kernels use, because Triton 3.6 miscompiles products of 32
@@ -33,6 +35,8 @@ CONFIGURATIONS = {
     "values": {64: (4, 1), 128: (4, 1)},
     "groups": {64: (4, 1), 128: (4, 1)},
 }
+ROWS = (True, True, False, True, True, False, False, True, True, True)  # the tensors that go over the batch
+STEP_CHANNELS = 16  # of a program that makes one step
 Tensor = Any
 
 
@@ -52,6 +56,10 @@ class Shape:
     def of(cls, x: Tensor, B: Tensor) -> Shape:
         """The sizes of a call with these tensors."""
         return cls(*x.shape, *B.shape[2:], standardize_dtype(x.dtype))
+
+    @property
+    def state(self) -> tuple[int, int, int, int]:
+        return self.batch, self.nheads, self.headdim, self.d_state
 
     @cached_property
     def chunks(self) -> int:
@@ -109,23 +117,29 @@ class Shape:
 
 @dataclass(frozen=True)
 class Options:
-    """How raw dt becomes a step size."""
+    """How raw dt becomes a step size, and the dtype of y."""
 
     softplus: bool
     limit: tuple[float, float]
+    dtype: str
 
     def constants(self, shape: Shape, bias: Tensor, weights: Tensor, flags: Tensor) -> dict[str, Any]:
         """What the kernels of the steps are compiled for."""
         return {
-            "H": shape.nheads,
+            **self.limits(shape),
             "HB": min(16, 1 << (shape.nheads - 1).bit_length()),
             "Q": CHUNK,
-            "LOW": float(self.limit[0]),
-            "HIGH": min(float(self.limit[1]), LARGEST),
-            "SOFTPLUS": self.softplus,
             "HAS_BIAS": bias is not None,
             "HAS_WEIGHTS": weights is not None,
             "HAS_FLAGS": flags is not None,
+        }
+
+    def limits(self, shape: Shape) -> dict[str, Any]:
+        return {
+            "H": shape.nheads,
+            "LOW": float(self.limit[0]),
+            "HIGH": min(float(self.limit[1]), LARGEST),
+            "SOFTPLUS": self.softplus,
         }
 
     def grid(self, shape: Shape) -> tuple[int, int]:
@@ -153,7 +167,7 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         ssd_forward,
         (shape.batch * shape.nheads, shape.blocks, shape.segments),
         [x, B, C, *steps, A if D is None else D, A if starts is None else starts, shape.length, shape.segment],
-        [(tuple(x.shape), shape.dtype), ((shape.batch, shape.nheads, shape.headdim, shape.d_state), "float32")],
+        [(tuple(x.shape), options.dtype), (shape.state, "float32")],
         X_TOKEN=x_token,
         B_TOKEN=b_token,
         C_TOKEN=c_token,
@@ -164,7 +178,38 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     return (y, end), (x, dt, A, B, C, D, bias, weights, start, flags, *steps)
 
 
-def backward(options: Options, residuals, gradients):
+def step(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
+    """(y, final state) of one token, in one kernel."""
+    shape = Shape.of(x, B)
+    strided = {"X": x, "DT": dt, "B": B, "C": C, "WEIGHTS": dt if weights is None else weights}
+    strided = {name: token_stride(tensor) for name, tensor in strided.items()}
+    (x, dt, B, C, scale), A = (tensor for tensor, _ in strided.values()), packed(A)
+    given = {"BIAS": bias, "WEIGHTS": weights, "START": start, "FLAGS": flags}
+    bias, start, flags = (A if v is None else packed(v) for v in (bias, start, flags))
+    skip = A[:, None] if D is None else D
+    skip_head, skip_channel = strides(skip)
+    return launch(
+        ssd_step,
+        (shape.batch * shape.nheads, -(-shape.headdim // STEP_CHANNELS)),
+        [x, dt, A, B, C, skip, bias, scale, start, flags],
+        [(tuple(x.shape), options.dtype), (shape.state, "float32")],
+        **{f"{name}_ROW": stride for name, (_, stride) in strided.items()},
+        D_HEAD=skip_head,
+        D_CHANNEL=skip_channel,
+        P=shape.headdim,
+        N=shape.d_state,
+        G=shape.ngroups,
+        BP=STEP_CHANNELS,
+        BN=max(16, 1 << (shape.d_state - 1).bit_length()),
+        HAS_D=D is not None,
+        **{f"HAS_{name}": tensor is not None for name, tensor in given.items()},
+        **options.limits(shape),
+        num_warps=4,
+        num_stages=1,
+    )
+
+
+def backward(options: Options, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
     x, dt, A, B, C, D, bias, weights, start, flags, *steps = residuals
     shape = Shape.of(x, B)
@@ -218,11 +263,11 @@ def backward(options: Options, residuals, gradients):
     return (
         dx,
         ddt,
-        ops.sum(dA, axis=0),
+        over_rows(dA, copies),
         dB,
         dC,
-        None if D is None else ops.sum(dD, axis=0),
-        None if bias is None else ops.sum(dbias, axis=0),
+        None if D is None else over_rows(dD, copies),
+        None if bias is None else over_rows(dbias, copies),
         None if weights is None else dweights,
         None if start is None else dstart,
         None,

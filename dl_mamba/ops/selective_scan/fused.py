@@ -8,7 +8,6 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops.kernels.availability import refusal_of
-from dl_mamba.ops.loops import with_gradient
 from dl_mamba.ops.numerics import flags_of
 
 LARGEST_STATE = 64  # numbers a channel; more would not fit into registers
@@ -30,11 +29,9 @@ def refusal(x: Any, A: Any, B: Any, *others: Any) -> str | None:
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask):
     """As `reference.run`."""
     from dl_mamba.ops.kernels import selective_scan as kernels
+    from dl_mamba.ops.kernels.binding import bind
 
     A, D, dt_bias, state = (None if v is None else ops.cast(v, "float32") for v in (A, D, dt_bias, initial_state))
-    op = with_gradient(
-        partial(kernels.forward, dt_softplus),
-        partial(kernels.backward, dt_softplus),
-        partial(kernels.outputs, dt_softplus),
-    )
+    forward, backward, outputs = (partial(f, dt_softplus) for f in (kernels.forward, kernels.backward, kernels.outputs))
+    op = bind(forward, backward, kernels.ROWS, outputs)
     return op(x, dt, A, B, C, D, z, dt_bias, state, flags_of(starts, mask))

@@ -9,7 +9,6 @@ from keras import ops
 from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.availability import refusal_of
-from dl_mamba.ops.loops import with_gradient
 from dl_mamba.ops.numerics import flags_of
 
 LARGEST_STATE = {"bfloat16": 256, "float32": 128}  # numbers a channel; more would not fit on the chip
@@ -29,16 +28,19 @@ def refusal(x: Any, B: Any, C: Any, *others: Any) -> str | None:
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
     """As `reference.run`. The kernels choose their own chunk size."""
     from dl_mamba.ops.kernels import ssd as kernels
+    from dl_mamba.ops.kernels.binding import bind
 
     dtype = _product_dtype(x, B, C)
     D = D if D is None or len(D.shape) == 2 else ops.broadcast_to(D[:, None], x.shape[2:])
     A, D, dt_bias, state = (None if v is None else ops.cast(v, "float32") for v in (A, D, dt_bias, initial_state))
-    options = kernels.Options(dt_softplus, tuple(dt_limit))
-    op = with_gradient(partial(kernels.forward, options), partial(kernels.backward, options))
+    # a gate is applied before the result is rounded
+    options = kernels.Options(dt_softplus, tuple(dt_limit), dtype if z is None else "float32")
+    step = partial(kernels.step, options) if x.shape[1] == 1 else None
+    op = bind(partial(kernels.forward, options), partial(kernels.backward, options), kernels.ROWS, step)
     x, B, C = (ops.cast(v, dtype) for v in (x, B, C))
     y, state = op(x, dt, A, B, C, D, dt_bias, input_scale, state, flags_of(starts, mask))
     if z is not None:
-        y = ops.cast(y, "float32") * ops.silu(ops.cast(z, "float32"))
+        y = y * ops.silu(ops.cast(z, "float32"))
     return y, state
 
 
