@@ -340,6 +340,7 @@ def compare_mapped(function, arrays, rows, each):
     jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), of_sum, summed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="jax-triton lowers")
 @pytest.mark.skipif(not lowers, reason="jax-triton and the CUDA plugin of JAX are not installed")
 @pytest.mark.parametrize("length", [1, 70])

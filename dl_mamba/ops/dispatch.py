@@ -95,7 +95,17 @@ def choose(
     elif name == FUSED and (reason := refusal()):
         raise ValueError(f"implementation={FUSED!r} of {op} cannot run: {reason}. 'auto' takes what can.")
     _last[op] = name
-    return _whole(table[name]) if keras.backend.backend() == "jax" else table[name]
+    if keras.backend.backend() == "jax":
+        return _whole(table[name])
+    return _untraced(table[name]) if name == FUSED else table[name]
+
+
+@cache
+def _untraced(run: Callable) -> Callable:
+    """On torch, `torch.compile` calls the kernels as they stand and does not look inside."""
+    import torch
+
+    return torch.compiler.disable(run)
 
 
 @cache

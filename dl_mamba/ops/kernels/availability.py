@@ -15,9 +15,19 @@ from dl_mamba.ops.sequence import on_accelerator
 MINIMUM = (8, 0)  # compute capability; bfloat16 matrix products begin there
 
 
-@cache
 def unavailable() -> str | None:
     """Why no kernel can run in this process; None if kernels can."""
+    return _found()
+
+
+if keras.backend.backend() == "torch":
+    import torch
+
+    torch.compiler.assume_constant_result(unavailable)  # it looks for libraries and devices, which cannot be traced
+
+
+@cache
+def _found() -> str | None:
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return "the Triton kernels run from torch and JAX, not from TensorFlow"

@@ -79,7 +79,7 @@ def _mapped(run, rows, unfold, copies=None):
     def rule(size, mapped, *tensors):
         here = [flag is not None and bool(flag) for flag in mapped]
         if any(flag and not row for flag, row in zip(here, rows, strict=True)):
-            return _one_by_one(run, copies, size, here, tensors)
+            return _one_by_one(function, here, tensors)
         folded = [_fold(t, size, flag) if row else t for t, flag, row in zip(tensors, here, rows, strict=True)]
         came = _mapped(run, rows, unfold, size * (copies or 1))(*folded)
 
@@ -103,13 +103,13 @@ def _split(tensor, size):
     return ops.reshape(tensor, (size, tensor.shape[0] // size, *tensor.shape[1:]))
 
 
-def _one_by_one(run, copies, size, mapped, tensors):
+def _one_by_one(function, mapped, tensors):
     """Where parameters are mapped, which differ between rows of a folded batch: one call after another."""
     import jax
 
     def one(given):
         given = iter(given)
-        return run(copies, *(next(given) if flag else t for t, flag in zip(tensors, mapped, strict=True)))
+        return function(*(next(given) if flag else t for t, flag in zip(tensors, mapped, strict=True)))
 
     came = jax.lax.map(one, [t for t, flag in zip(tensors, mapped, strict=True) if flag])
     return came, jax.tree.map(lambda _: True, came)

@@ -12,7 +12,8 @@ from dl_mamba.ops.kernels.conv import conv_backward, conv_forward
 from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 
 COLUMNS = 128  # channels of a program, which is one warp: eight bytes of bfloat16 a thread
-TOGETHER = 8  # tokens that are loaded at once
+TOGETHER = 4  # tokens that are loaded at once
+STAGES = 1
 SPAN = 64  # tokens of a program forward
 SPANS = {True: 128, False: 32}  # outputs that a program needs backward, by whether there are tokens enough for many
 MANY = 2**13
@@ -58,6 +59,7 @@ def backward(silu: bool, copies: int | None, tensors, gradients):
         ],
         SPAN=span,
         K=TOGETHER,
+        STAGES=STAGES,
         **constants,
     )
     dweight = ops.cast(over_rows(dweight, copies), weight.dtype)

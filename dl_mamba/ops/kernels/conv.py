@@ -221,6 +221,7 @@ def conv_backward(
     dstart,
     dweight,
     dbias,
+    STAGES: tl.constexpr,
     X_TOKEN: tl.constexpr,
     CHANNELS: tl.constexpr,
     W: tl.constexpr,
@@ -281,7 +282,7 @@ def conv_backward(
         HAS_ORDER,
         HAS_DOCUMENTS,
     )
-    for part in range(SPAN // K):
+    for part in tl.range(0, SPAN // K, num_stages=STAGES):
         i = first + part * K
         douts = ()
         for k in tl.static_range(K):

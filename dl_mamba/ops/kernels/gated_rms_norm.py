@@ -15,6 +15,7 @@ from dl_mamba.ops.kernels.norm import norm_backward, norm_forward
 TILE = 1024  # numbers of a program at least, where there are rows enough
 WARP = 256  # numbers of a warp
 PROGRAMS = 528  # that sum the gradient of the weight: four for each processor of an H100
+SHARED = 8192  # numbers of a tensor that are under way at once, at most
 ROWS = (True, False, True)  # the tensors that go over the batch
 Tensor = Any
 
@@ -81,6 +82,7 @@ def backward(options: Options, copies: int | None, tensors, gradients):
             ((1,) if z is None else tuple(x.shape), standardize_dtype(inputs[2].dtype)),
             ((programs, x.shape[2]), "float32"),
         ],
+        STAGES=min(3, max(1, SHARED // constants["BN"])),
         **constants,
     )
     return dx, ops.cast(over_rows(dweight, copies), weight.dtype), None if z is None else dz
