@@ -26,7 +26,7 @@ from benchmarks.gpu_times import both_of, forward_of, on_gpu, waited
 from dl_mamba.ops import causal_conv1d, gated_rms_norm, selective_scan, ssd
 
 BATCH, HEADS, WIDTH, CHANNELS, STATES = 8, 32, 64, 2048, 16
-LENGTHS = (512, 2048, 8192)
+LENGTHS = (512, 1024, 2048, 8192)
 LONG = (65536, 524288)
 BYTES_PER_MS, EXPS_PER_MS = 3.02e9, 4.09e9
 
@@ -105,7 +105,7 @@ def yardsticks() -> Iterator[Row]:
     from torch.nn.attention import SDPBackend
 
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-        for length in (512, 1024, 2048, 8192):
+        for length in LENGTHS:
             name = f"torch {backend.name.lower()}"
             yield Row(name, length, partial(attention, backend), partial(attention_inputs, length))
     portable = {"captured": False}

@@ -35,8 +35,8 @@ def both_of(op: Callable, inputs: Inputs) -> Callable[[], Any]:
     import jax
 
     def both(given, gradient):
-        _, backward = jax.vjp(lambda given: op(**given), given)
-        return backward(gradient)
+        result, backward = jax.vjp(lambda given: op(**given), given)
+        return result, backward(gradient)  # without its result XLA would leave the op itself out
 
     result = jax.eval_shape(lambda given: op(**given), inputs)
     gradient = keras.ops.cast(keras.random.normal(result.shape), result.dtype)

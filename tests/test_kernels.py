@@ -162,6 +162,23 @@ def test_a_full_gpu_in_bfloat16_stays_within_the_rounding_of_its_inputs(d_state)
 
 
 @gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_loses_no_more_than_its_roundings(op, dtype):
+    """At most 1.5 times the error of a float32 program that rounds its result.
+
+    The products of SSD round their operands too, scores and states, where they take bfloat16: three roundings for one.
+    """
+    arrays = {n: numpy(ops.cast(a, dtype)) for n, a in float32(drawn(op)).items()}
+    wanted = oracle_and_its_gradients(op, {n: a.astype("float64") for n, a in arrays.items()})[0][0]
+    with implementation_scope("reference"):
+        plain = numpy(ops.cast(op.run(**arrays), dtype))
+    with implementation_scope("triton"):
+        came = numpy(op.run(**{n: ops.cast(a, dtype) for n, a in arrays.items()}))
+    roundings = 3.0 if op is recurrences.SSD and dtype == "bfloat16" else 1.0
+    assert np.linalg.norm(came - wanted) <= 1.5 * roundings**0.5 * np.linalg.norm(plain - wanted)
+
+
+@gpu
 @pytest.mark.skipif(BACKEND != "torch", reason="the outputs of a kernel can be filled beforehand on torch alone")
 def test_every_element_is_written_and_two_runs_are_bitwise_equal(op, monkeypatch):
     import torch

@@ -13,7 +13,7 @@ from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 
 COLUMNS = 128  # channels of a program, which is one warp: eight bytes of bfloat16 a thread
 TOGETHER = 4  # tokens that are loaded at once
-STAGES = 1
+STAGES = 2  # groups of them that are under way at once backward
 SPAN = 64  # tokens of a program forward
 SPANS = {True: 128, False: 32}  # outputs that a program needs backward, by whether there are tokens enough for many
 MANY = 2**13

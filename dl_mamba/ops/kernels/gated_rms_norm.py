@@ -14,7 +14,7 @@ from dl_mamba.ops.kernels.norm import norm_backward, norm_forward
 
 TILE = 1024  # numbers of a program at least, where there are rows enough
 WARP = 256  # numbers of a warp
-PROGRAMS = 528  # that sum the gradient of the weight: four for each processor of an H100
+PROGRAMS = 264  # that sum the gradient of the weight: two for each processor of an H100
 SHARED = 8192  # numbers of a tensor that are under way at once, at most
 ROWS = (True, False, True)  # the tensors that go over the batch
 Tensor = Any

@@ -36,7 +36,6 @@ CONFIGURATIONS = {
     "groups": {64: (4, 1), 128: (4, 1)},
 }
 ROWS = (True, True, False, True, True, False, False, True, True, True)  # the tensors that go over the batch
-SPLIT = False
 STEP_CHANNELS = 16  # of a program that makes one step
 Tensor = Any
 
@@ -174,7 +173,6 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         C_TOKEN=c_token,
         HAS_D=D is not None,
         HAS_START=starts is not None,
-        SPLIT=SPLIT,
         **shape.constants("forward"),
     )
     return (y, end), (x, dt, A, B, C, D, bias, weights, start, flags, *steps)

@@ -36,7 +36,6 @@ def ssd_forward(
     BP: tl.constexpr,
     BN: tl.constexpr,
     EXACT: tl.constexpr,
-    SPLIT: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_START: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -86,16 +85,9 @@ def ssd_forward(
             last += fine_last
         scores = tl.dot(reads, tl.trans(writes), input_precision=PRECISION)
         decay = tl.exp2(tl.where(rows[:, None] >= rows[None, :], between, float("-inf")))
-        scores = scores * decay * weights[None, :]
-        rounded = state.to(dtype)
-        out = tl.dot(reads, rounded, input_precision=PRECISION)
-        if SPLIT:
-            out = tl.dot(reads, (state - rounded).to(dtype), out, input_precision=PRECISION)
-        out *= tl.exp2(since_start)[:, None]
-        high_part = scores.to(dtype)
-        out = tl.dot(high_part, values, out, input_precision=PRECISION)
-        if SPLIT:
-            out = tl.dot((scores - high_part).to(dtype), values, out, input_precision=PRECISION)
+        scores = (scores * decay * weights[None, :]).to(dtype)
+        out = tl.dot(reads, state.to(dtype), input_precision=PRECISION) * tl.exp2(since_start)[:, None]
+        out = tl.dot(scores, values, out, input_precision=PRECISION)
         added = values * (weights * tl.exp2(until_end))[:, None]
         state = tl.dot(tl.trans(writes), added.to(dtype), state * tl.exp2(last), input_precision=PRECISION)
         if HAS_D:
