@@ -36,6 +36,7 @@ MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
 OPTIONAL = (
     *("matplotlib", "pandas", "typer", "rich", "sklearn", "scipy"),
     *("keras_hub", "transformers", "safetensors", "huggingface_hub", "tokenizers"),
+    *("triton", "jax_triton"),
 )
 BACKENDS = ("jax", "tensorflow", "torch")
 

@@ -27,7 +27,7 @@ CASES = [
     ("ssd", {"segment_ids": np.ones((2, 5), F)}, "segment_ids has dtype float32; integer"),
     ("ssd", {"chunk_size": 0}, "chunk_size=0; an integer >= 1"),
     ("ssd", {"dt_limit": (2.0, 1.0)}, r"dt_limit=\(2.0, 1.0\)"),
-    ("ssd", {"implementation": "fast"}, "'fast' is unknown; choose one of 'reference', 'chunked' or 'auto'"),
+    ("ssd", {"implementation": "fast"}, "'fast' is unknown; choose one of 'reference', 'chunked', 'triton' or 'auto'"),
     ("selective_scan", {"z": np.ones((2, 5, 7), F)}, "z has shape .*d_inner=6"),
     ("selective_scan", {"A": np.ones((5, 3), F)}, "A has shape .*d_inner=6"),
     ("selective_scan", {"D": 1.0}, "D=1.0 is a number; pass an array"),
@@ -62,7 +62,7 @@ def test_an_argument_of_the_norm_that_does_not_fit_is_named(changes, message):
 
 def test_an_unknown_implementation_or_op_is_refused():
     with (
-        pytest.raises(ValueError, match="'cuda' is unknown; choose one of 'reference' or 'chunked'"),
+        pytest.raises(ValueError, match="'cuda' is unknown; choose one of 'reference', 'chunked' or 'triton'"),
         implementation_scope("cuda"),
     ):
         pass

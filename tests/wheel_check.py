@@ -108,4 +108,6 @@ def test_every_module_of_the_repository_is_imported_from_the_wheel(installed, tm
     names = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in sorted(files)]
     if importlib.util.find_spec("keras_hub") is None:
         names.remove("dl_mamba.hub")  # whose error without KerasHub tests/test_architecture.py holds
+    if importlib.util.find_spec("triton") is None:
+        names = [name for name in names if not name.startswith("dl_mamba.ops.kernels.")]  # only ops that run them do
     _call(python, "-c", f"import importlib\nfor name in {names}: importlib.import_module(name)", cwd=tmp_path)

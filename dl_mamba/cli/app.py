@@ -211,6 +211,7 @@ def info() -> None:
         {
             **found["versions"],
             "devices": ", ".join(found["devices"]),
+            "Triton kernels": found["kernels"],
             **{f"implementations of {op}": ", ".join(names) for op, names in found["implementations"].items()},
         }
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import ops
 
 from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import gated_rms_norm
@@ -54,10 +53,15 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
 
     def call(self, x: Any, gate: Any = None) -> Any:
-        y = gated_rms_norm(
-            x, self.scale, gate, epsilon=self.epsilon, ngroups=self.ngroups, norm_before_gate=self.norm_before_gate
+        return gated_rms_norm(
+            x,
+            self.scale,
+            gate,
+            epsilon=self.epsilon,
+            ngroups=self.ngroups,
+            norm_before_gate=self.norm_before_gate,
+            dtype=self.compute_dtype,
         )
-        return ops.cast(y, self.compute_dtype)
 
     def compute_output_spec(self, x: Any, gate: Any = None) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +11,8 @@ from functools import cache
 import keras
 
 PORTABLE = "chunked"
-NAMES = ("reference", PORTABLE)
+FUSED = "triton"
+NAMES = ("reference", PORTABLE, FUSED)
 
 _forced: ContextVar[str | None] = ContextVar("dl_mamba_implementation", default=None)
 _last: dict[str, str] = {}
@@ -24,7 +26,8 @@ def implementation_scope(implementation: str) -> Iterator[None]:
     the call that traced it.
 
     Args:
-        implementation: `"reference"` (the token-by-token definition) or `"chunked"` (the portable program).
+        implementation: `"reference"` (the token-by-token definition), `"chunked"` (the portable program) or `"triton"`
+            (the kernels for NVIDIA GPUs, of the ops that have one).
 
     Raises:
         ValueError: the name is unknown.
@@ -68,13 +71,41 @@ def last_implementation(op: str) -> str:
     return _last[op]
 
 
-def choose(op: str, table: Mapping[str, Callable], implementation: str) -> Callable:
-    """The function of `table` that `implementation`, or the scope around the call, asks for."""
+def choose(
+    op: str, table: Mapping[str, Callable], implementation: str, refusal: Callable[[], str | None] = lambda: None
+) -> Callable:
+    """The function of `table` that `implementation`, or the scope around the call, asks for.
+
+    Args:
+        op: name of the op.
+        table: its implementations.
+        implementation: one of them, or `"auto"`: the kernels if there are some and `refusal` has no objection.
+        refusal: why the kernels cannot run this call, or None if they can.
+
+    Raises:
+        ValueError: the name is unknown, or the kernels are asked for and cannot run.
+    """
     name = _forced.get() or implementation
     _check(name, (*table, "auto"))
-    name = PORTABLE if name == "auto" else name
+    if name == "auto":
+        name = FUSED if FUSED in table else PORTABLE
+        if name == FUSED and (reason := refusal()):
+            logging.getLogger("dl_mamba").debug("%s runs without its kernels: %s", op, reason)
+            name = PORTABLE
+    elif name == FUSED and (reason := refusal()):
+        raise ValueError(f"implementation={FUSED!r} of {op} cannot run: {reason}. 'auto' takes what can.")
     _last[op] = name
-    return _whole(table[name]) if keras.backend.backend() == "jax" else table[name]
+    if keras.backend.backend() == "jax":
+        return _whole(table[name])
+    return _untraced(table[name]) if name == FUSED else table[name]
+
+
+@cache
+def _untraced(run: Callable) -> Callable:
+    """On torch, `torch.compile` calls the kernels as they stand and does not look inside."""
+    import torch
+
+    return torch.compiler.disable(run)
 
 
 @cache

@@ -183,28 +183,32 @@ Forward = Callable[..., tuple[Tensors, Tensors]]
 Backward = Callable[[Tensors, Tensors], Tensors]
 
 
-def with_gradient(forward: Forward, backward: Backward) -> Callable[..., Tensors]:
+def with_gradient(
+    forward: Forward, backward: Backward, outputs: Callable[..., Tensors] | None = None
+) -> Callable[..., Tensors]:
     """Make a function of tensors whose reverse-mode gradient is `backward`.
 
     Args:
         forward: `forward(*args)` -> `(outputs, residuals)`, both tuples. An argument may be None.
         backward: `backward(residuals, output_gradients)` -> one gradient for each argument, None for None.
+        outputs: `outputs(*args)` -> what `forward` returns first, for calls of which no gradient is wanted.
 
     Returns:
         A function of the same arguments that returns `outputs`. It can be differentiated once.
     """
-    return _WITH_GRADIENT[keras.backend.backend()](forward, backward)
+    outputs = outputs or (lambda *args: forward(*args)[0])
+    return _WITH_GRADIENT[keras.backend.backend()](forward, backward, outputs)
 
 
-def _with_gradient_jax(forward: Forward, backward: Backward) -> Callable[..., Tensors]:
+def _with_gradient_jax(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
     import jax
 
-    function = jax.custom_vjp(lambda *args: forward(*args)[0])
+    function = jax.custom_vjp(outputs)
     function.defvjp(forward, backward)
     return function
 
 
-def _with_gradient_torch(forward: Forward, backward: Backward) -> Callable[..., Tensors]:
+def _with_gradient_torch(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
     import torch
 
     class Function(torch.autograd.Function):
@@ -220,12 +224,12 @@ def _with_gradient_torch(forward: Forward, backward: Backward) -> Callable[..., 
             return backward(ctx.saved_tensors, gradients)
 
     def function(*args):
-        return Function.apply(*args) if torch.is_grad_enabled() else forward(*args)[0]
+        return Function.apply(*args) if torch.is_grad_enabled() else outputs(*args)
 
     return function
 
 
-def _with_gradient_tensorflow(forward: Forward, backward: Backward) -> Callable[..., Tensors]:
+def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
     import tensorflow as tf
 
     def function(*args):

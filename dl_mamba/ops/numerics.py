@@ -121,3 +121,11 @@ def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> T
     if D is not None:
         y = y + spread(D, x) * x
     return y if z is None else y * ops.silu(z)
+
+
+def flags_of(starts: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """For each token 1 if it begins a document, 2 if it is padding, else 0; None for zeros."""
+    if starts is None and mask is None:
+        return None
+    flags = 0.0 if starts is None else ops.cast(starts, "float32")
+    return flags if mask is None else ops.where(mask, flags, 2.0)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from dl_mamba import variants
+from dl_mamba.ops.kernels.availability import unavailable
 from dl_mamba.pipelines.errors import InputError
 
 OPS = ("selective_scan", "ssd", "causal_conv1d", "gated_rms_norm")
@@ -49,7 +50,7 @@ def devices() -> list[str]:
 
 
 def implementations() -> dict[str, list[str]]:
-    """The implementations that each op can run with here.
+    """The implementations that each op has; `kernels()` says whether `"triton"` can run here.
 
     Example:
 
@@ -60,16 +61,33 @@ def implementations() -> dict[str, list[str]]:
     return {op: list(importlib.import_module(f"dl_mamba.ops.{op}").IMPLEMENTATIONS) for op in OPS}
 
 
+def kernels() -> str:
+    """`"available"`, or why the Triton kernels cannot run here.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import kernels
+    >>> isinstance(kernels(), str)
+    True
+    """
+    return unavailable() or "available"
+
+
 def describe() -> dict[str, Any]:
-    """All of this at once: `versions`, `devices`, `implementations`.
+    """All of this at once: `versions`, `devices`, `kernels`, `implementations`.
 
     Example:
 
     >>> from dl_mamba.pipelines.environment import describe
     >>> list(describe())
-    ['versions', 'devices', 'implementations']
+    ['versions', 'devices', 'kernels', 'implementations']
     """
-    return {"versions": versions(), "devices": devices(), "implementations": implementations()}
+    return {
+        "versions": versions(),
+        "devices": devices(),
+        "kernels": kernels(),
+        "implementations": implementations(),
+    }
 
 
 def variant_rows(family: str | None = None) -> list[dict[str, Any]]:

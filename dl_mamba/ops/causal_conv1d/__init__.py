@@ -7,10 +7,10 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.causal_conv1d import chunked, reference
+from dl_mamba.ops.causal_conv1d import chunked, fused, reference
 from dl_mamba.ops.sequence import document_starts
 
-IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run, "triton": fused.run}
 
 
 def causal_conv1d(
@@ -41,7 +41,8 @@ def causal_conv1d(
         mask: (batch, length), true at real tokens. Padding is passed over, wherever it stands: windows hold the last
             real tokens of the row, and the output at padding is 0.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` or `"chunked"` (shifted products; its gradient can be taken once).
+        implementation: `"reference"` (token by token), `"chunked"` (shifted products), `"triton"` (kernels for NVIDIA
+            GPUs) or `"auto"`: the kernels where they can run. Gradients of the last three can be taken once.
 
     Returns:
         y (batch, length, channels) in the dtype of `x`, or (y, final_state) with the state in the dtype of `x`.
@@ -74,9 +75,10 @@ def causal_conv1d(
     mask = checks.to_mask(mask, batch, length)
     segment_ids = checks.to_segment_ids(segment_ids, batch, length)
     starts = None if segment_ids is None else document_starts(segment_ids, mask)
-    if initial_state is None:
+    refusal = lambda: fused.refusal(x, weight, bias, initial_state)  # noqa: E731
+    run = dispatch.choose("causal_conv1d", IMPLEMENTATIONS, implementation, refusal)
+    if initial_state is None and dispatch.last_implementation("causal_conv1d") != dispatch.FUSED:
         initial_state = ops.zeros((ops.shape(x)[0], width - 1, channels), dtype=x.dtype)
-    run = dispatch.choose("causal_conv1d", IMPLEMENTATIONS, implementation)
     y, final_state = run(x, weight, bias, activation, initial_state, starts, mask)
     y = ops.cast(y, x.dtype)
     return (y, ops.cast(final_state, x.dtype)) if return_final_state else y

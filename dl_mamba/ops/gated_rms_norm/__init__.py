@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from keras import ops
+from keras.backend import standardize_dtype
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.gated_rms_norm import chunked, reference
+from dl_mamba.ops.gated_rms_norm import chunked, fused, reference
 
-IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run, "triton": fused.run}
 
 
 def gated_rms_norm(
@@ -20,6 +21,7 @@ def gated_rms_norm(
     epsilon: float = 1e-5,
     ngroups: int = 1,
     norm_before_gate: bool = False,
+    dtype: str | None = None,
     implementation: str = "auto",
 ) -> Any:
     """RMS norm over the last axis, in float32, with the gate of Mamba-2.
@@ -36,10 +38,12 @@ def gated_rms_norm(
         epsilon: added to the mean square, > 0.
         ngroups: number of slices that are normalised apart; divides channels.
         norm_before_gate: normalise before the gate is applied.
-        implementation: `"auto"`, `"reference"` or `"chunked"`.
+        dtype: of the result; that of `x` if None.
+        implementation: `"reference"` (the equation), `"chunked"` (one pass), `"triton"` (kernels for NVIDIA GPUs; their
+            gradient can be taken once) or `"auto"`: the kernels where they can run.
 
     Returns:
-        (..., channels) in the dtype of `x`.
+        (..., channels) in `dtype`.
 
     Raises:
         ValueError: a shape, dtype, group count or implementation does not fit.
@@ -58,5 +62,7 @@ def gated_rms_norm(
         raise ValueError(f"z has shape {tuple(z.shape)}; the shape of x, {tuple(x.shape)}, is needed.")
     checks.expect_shape("z", z, **{f"axis_{i}": size for i, size in enumerate(x.shape)})
     checks.expect_groups(ngroups, "channels", channels)
-    run = dispatch.choose("gated_rms_norm", IMPLEMENTATIONS, implementation)
-    return ops.cast(run(x, weight, z, epsilon, ngroups, norm_before_gate), x.dtype)
+    refusal = lambda: fused.refusal(x, weight, z, ngroups)  # noqa: E731
+    run = dispatch.choose("gated_rms_norm", IMPLEMENTATIONS, implementation, refusal)
+    dtype = standardize_dtype(dtype or x.dtype)
+    return ops.cast(run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype), dtype)

@@ -7,7 +7,7 @@ from keras import ops
 from dl_mamba.ops.numerics import mean_square, scaled_rows, spread, upcast
 
 
-def run(x, weight, z, epsilon, ngroups, norm_before_gate):
+def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
     x, weight, z = upcast("float32", x, weight, z)
     if z is not None and not norm_before_gate:
         x = x * ops.silu(z)

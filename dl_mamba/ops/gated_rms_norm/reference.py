@@ -7,9 +7,8 @@ from keras import ops
 from dl_mamba.ops.numerics import accumulation_dtype, upcast
 
 
-def run(x, weight, z, epsilon, ngroups, norm_before_gate):
-    dtype = accumulation_dtype(x, weight, z)
-    x, weight, z = upcast(dtype, x, weight, z)
+def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
+    x, weight, z = upcast(accumulation_dtype(x, weight, z), x, weight, z)
     if z is not None and not norm_before_gate:
         x = x * ops.silu(z)
     size = x.shape[-1] // ngroups

@@ -7,10 +7,10 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import checks, dispatch
-from dl_mamba.ops.selective_scan import chunked, reference
+from dl_mamba.ops.selective_scan import chunked, fused, reference
 from dl_mamba.ops.sequence import document_starts
 
-IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run, "triton": fused.run}
 
 
 def selective_scan(
@@ -51,9 +51,10 @@ def selective_scan(
             with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (blocks of tokens, and where the
-            processor has room chunks in lock-step, O(sqrt length) sequential steps; its gradient keeps one state for
-            each block and can be taken once).
+        implementation: `"reference"` (token by token), `"chunked"` (blocks of tokens, and where the processor has room
+            chunks in lock-step, O(sqrt length) sequential steps; its gradient keeps one state for each block),
+            `"triton"` (kernels for NVIDIA GPUs) or `"auto"`: the kernels where they can run. Gradients of the last
+            three can be taken once.
 
     Returns:
         y (batch, length, d_inner) in the dtype of `x`, or (y, final_state) with the state in float32.
@@ -89,9 +90,10 @@ def selective_scan(
     mask = checks.to_mask(mask, batch, length)
     segment_ids = checks.to_segment_ids(segment_ids, batch, length)
     starts = None if segment_ids is None else document_starts(segment_ids, mask)
-    if initial_state is None:
+    refusal = lambda: fused.refusal(x, A, B, dt, C, D, z, dt_bias, initial_state)  # noqa: E731
+    run = dispatch.choose("selective_scan", IMPLEMENTATIONS, implementation, refusal)
+    if initial_state is None and dispatch.last_implementation("selective_scan") != dispatch.FUSED:
         initial_state = ops.zeros((ops.shape(x)[0], d_inner, d_state), dtype="float32")
-    run = dispatch.choose("selective_scan", IMPLEMENTATIONS, implementation)
     y, final_state = run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     y = ops.cast(y, x.dtype)
     return (y, final_state) if return_final_state else y

@@ -8,9 +8,9 @@ from keras import ops
 
 from dl_mamba.ops import checks, dispatch
 from dl_mamba.ops.sequence import document_starts
-from dl_mamba.ops.ssd import chunked, reference
+from dl_mamba.ops.ssd import chunked, fused, reference
 
-IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run}
+IMPLEMENTATIONS = {"reference": reference.run, "chunked": chunked.run, "triton": fused.run}
 
 
 def ssd(
@@ -57,8 +57,8 @@ def ssd(
             with an empty state. The first document continues `initial_state`.
         mask: (batch, length), true at real tokens. Padding leaves the state as it is.
         return_final_state: also return the state after the last real token.
-        implementation: `"auto"`, `"reference"` (token by token) or `"chunked"` (matrix products; its gradient can be
-            taken once).
+        implementation: `"reference"` (token by token), `"chunked"` (matrix products), `"triton"` (kernels for NVIDIA
+            GPUs) or `"auto"`: the kernels where they can run. Gradients of the last three can be taken once.
 
     Returns:
         y (batch, length, nheads, headdim) in the dtype of `x`, or (y, final_state) with the state in float32.
@@ -95,9 +95,10 @@ def ssd(
     mask = checks.to_mask(mask, batch, length)
     segment_ids = checks.to_segment_ids(segment_ids, batch, length)
     starts = None if segment_ids is None else document_starts(segment_ids, mask)
-    if initial_state is None:
+    refusal = lambda: fused.refusal(x, B, C, dt, A, D, z, dt_bias, input_scale, initial_state)  # noqa: E731
+    run = dispatch.choose("ssd", IMPLEMENTATIONS, implementation, refusal)
+    if initial_state is None and dispatch.last_implementation("ssd") != dispatch.FUSED:
         initial_state = ops.zeros((ops.shape(x)[0], nheads, headdim, d_state), dtype="float32")
-    run = dispatch.choose("ssd", IMPLEMENTATIONS, implementation)
     y, final_state = run(
         x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask
     )

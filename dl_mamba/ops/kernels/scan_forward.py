@@ -1,0 +1,152 @@
+"""Selective scan forward: one pass over the tokens, with the states of R x E channels in the registers of one warp.
+
+For a token and channel it reads x, dt (and z) and writes y; B and C are read once for R E channels. Work: one exp2,
+four multiplications or additions for each state. A thread holds N / 4 states of R channels, so that sums over states
+take two exchanges. The inputs of K tokens are loaded before the first is used. If STORE, the state before every K
+tokens is written for the backward pass.
+"""
+
+import triton
+import triton.language as tl
+
+from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, states_of, step_size
+from dl_mamba.ops.kernels.tiles import sigmoid
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def scan_forward(
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    start,
+    flags,
+    length,
+    y,
+    end,
+    saved,
+    X_TOKEN: tl.constexpr,
+    DT_TOKEN: tl.constexpr,
+    B_TOKEN: tl.constexpr,
+    C_TOKEN: tl.constexpr,
+    Z_TOKEN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    N: tl.constexpr,
+    G: tl.constexpr,
+    BN: tl.constexpr,
+    R: tl.constexpr,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    EXACT: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_START: tl.constexpr,
+    HAS_FLAGS: tl.constexpr,
+    STORE: tl.constexpr,
+):
+    """y (b, l, d), the last state (b, d, n) float32, and the states before every K tokens."""
+    blocks: tl.constexpr = (CHANNELS + R * E - 1) // (R * E)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    channels = channels_of(block, R, E)
+    valid = channels < CHANNELS
+    group = block * (R * E) // (CHANNELS // G)
+    at, exists = states_of(channels, N, BN, CHANNELS)
+    rates = tl.load(A + at, mask=exists, other=0.0) * LOG2E
+    state = tl.zeros((E, BN, R), tl.float32)
+    if HAS_START:
+        state = tl.load(start + row * CHANNELS * N + at, mask=exists, other=0.0).to(tl.float32)
+    offset = tl.zeros((E, R), tl.float32)
+    if HAS_BIAS:
+        offset = tl.load(bias + channels, mask=valid, other=0.0)
+    if HAS_D:
+        skip = tl.load(D + channels, mask=valid, other=0.0)
+    first = row * length
+    x += first * X_TOKEN
+    dt += first * DT_TOKEN
+    z += first * Z_TOKEN
+    y += first * CHANNELS
+    B += first * B_TOKEN + group * N
+    C += first * C_TOKEN + group * N
+    tile = saved_states(R, BN, E)
+    parts = tl.cdiv(length, K)
+    loaded = load_tokens(
+        x,
+        dt,
+        z,
+        x,
+        B,
+        C,
+        channels,
+        valid,
+        0,
+        length,
+        X_TOKEN,
+        DT_TOKEN,
+        Z_TOKEN,
+        B_TOKEN,
+        C_TOKEN,
+        CHANNELS,
+        N,
+        BN,
+        K,
+        HAS_Z,
+        False,
+    )
+    for part in range(parts):
+        if STORE:
+            place = ((row * parts + part) * blocks + block) * (R * BN * E)
+            tl.store(saved + place + tile, state.to(saved.dtype.element_ty))
+        coming = load_tokens(
+            x,
+            dt,
+            z,
+            x,
+            B,
+            C,
+            channels,
+            valid,
+            part + 1,
+            length,
+            X_TOKEN,
+            DT_TOKEN,
+            Z_TOKEN,
+            B_TOKEN,
+            C_TOKEN,
+            CHANNELS,
+            N,
+            BN,
+            K,
+            HAS_Z,
+            False,
+        )
+        values, raws, gates, _, writes, reads = loaded
+        for k in tl.static_range(K):
+            token = tl.cast(part, tl.int64) * K + k
+            real = token < length
+            value = values[k].to(tl.float32)
+            size = step_size(raws[k].to(tl.float32) + offset, EXACT, SOFTPLUS)
+            size = tl.where(real, size, 0.0)
+            decay = tl.exp2(size[:, None, :] * rates)
+            if HAS_FLAGS:
+                flag = tl.load(flags + first + token, mask=real, other=2.0)
+                size = tl.where(flag < 2.0, size, 0.0)
+                decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
+            state = decay * state + (size * value)[:, None, :] * writes[k].to(tl.float32)[None, :, None]
+            out = tl.sum(state * reads[k].to(tl.float32)[None, :, None], axis=1)
+            if HAS_D:
+                out += skip * value
+            if HAS_Z:
+                gate = gates[k].to(tl.float32)
+                out *= gate * sigmoid(gate)
+            tl.store(y + token * CHANNELS + channels, out.to(y.dtype.element_ty), mask=valid & real)
+        loaded = coming
+    tl.store(end + row * CHANNELS * N + at, state, mask=exists)

@@ -1,0 +1,135 @@
+"""Selective scan from its kernels, on tensors of torch or JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+from keras.backend import standardize_dtype
+
+from dl_mamba.ops.kernels.binding import over_rows
+from dl_mamba.ops.kernels.launch import launch, packed, token_stride
+from dl_mamba.ops.kernels.scan_backward import scan_backward
+from dl_mamba.ops.kernels.scan_forward import scan_forward
+
+# E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
+OUTPUTS = {"E": 8, "R": 2, "K": 8}  # where no gradient is wanted
+GRADIENTS = {"E": 8, "R": 2, "K": 4}
+ROWS = (True, True, False, True, True, False, True, False, True, True)  # the tensors that go over the batch
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: its tensors as the kernels read them, and what the kernels are compiled for."""
+
+    tensors: tuple[Tensor, ...]  # x, dt, A, B, C, D, z, bias, start, flags
+    softplus: bool
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Batch, length, channels, states, groups."""
+        x, _, A, B, *_ = self.tensors
+        return *x.shape, A.shape[1], B.shape[2]
+
+    def prepared(self) -> tuple[list[Tensor], dict[str, Any]]:
+        """The tensors, with a stand-in for those that are not given, and constants."""
+        x, dt, A, B, C, D, z, bias, start, flags = self.tensors
+        strided = {"X": x, "DT": dt, "B": B, "C": C, "Z": x if z is None else z}
+        strided = {name: token_stride(tensor) for name, tensor in strided.items()}
+        _, _, channels, d_state, ngroups = self.sizes
+        constants = {f"{name}_TOKEN": stride for name, (_, stride) in strided.items()}
+        (x, dt, B, C, z), A = (tensor for tensor, _ in strided.values()), packed(A)
+        given = [A if v is None else packed(v) for v in (D, bias, start, flags)]
+        constants |= {
+            "CHANNELS": channels,
+            "N": d_state,
+            "G": ngroups,
+            "BN": max(4, 1 << (d_state - 1).bit_length()),
+            "EXACT": standardize_dtype(x.dtype) != "bfloat16",
+            "SOFTPLUS": self.softplus,
+            "HAS_D": D is not None,
+            "HAS_Z": self.tensors[6] is not None,
+            "HAS_BIAS": bias is not None,
+            "HAS_FLAGS": flags is not None,
+            "num_warps": 1,
+            "num_stages": 1,
+        }
+        return [x, dt, A, B, C, given[0], z, given[1], given[2], given[3]], constants
+
+
+def outputs(softplus: bool, *tensors: Tensor):
+    """(y, final state)."""
+    return _forward(Call(tensors, softplus), store=False)[:2]
+
+
+def forward(softplus: bool, *tensors: Tensor):
+    """(y, final state), and what `backward` needs."""
+    y, end, saved = _forward(Call(tensors, softplus), store=True)
+    return (y, end), (*tensors, saved)
+
+
+def _forward(call, store):
+    inputs, constants = call.prepared()
+    batch, length, channels, d_state, _ = call.sizes
+    x, start = inputs[0], call.tensors[8]
+    thread = GRADIENTS if store else {**OUTPUTS, "K": min(OUTPUTS["K"], 1 << (length - 1).bit_length())}
+    blocks = -(-channels // (thread["R"] * thread["E"]))
+    kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
+    return launch(
+        scan_forward,
+        (batch * blocks,),
+        [*inputs, length],
+        [
+            (tuple(x.shape), standardize_dtype(x.dtype)),
+            ((batch, channels, d_state), "float32"),
+            (kept, "float32" if constants["EXACT"] else "bfloat16"),
+        ],
+        HAS_START=start is not None,
+        STORE=store,
+        **thread,
+        **constants,
+    )
+
+
+def backward(softplus: bool, copies: int | None, residuals, gradients):
+    """Gradients of the arguments of `forward`; None for what was not given."""
+    *tensors, saved = residuals
+    call = Call(tuple(tensors), softplus)
+    (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared()
+    batch, length, channels, d_state, ngroups = call.sizes
+    dtype = standardize_dtype(x.dtype)
+    blocks = -(-channels // (GRADIENTS["R"] * GRADIENTS["E"]))
+    dy, dend = packed(ops.cast(gradients[0], dtype)), packed(gradients[1])
+    parts = ((blocks, batch, length, d_state), "float32" if constants["EXACT"] else "bfloat16")
+    per_row = ((batch, channels), "float32")
+    dx, ddt, dz, dB, dC, dA, dD, dbias, dstart = launch(
+        scan_backward,
+        (batch * blocks,),
+        [x, dt, A, B, C, D, z, bias, flags, dy, dend, saved, length],
+        [
+            (tuple(x.shape), dtype),
+            (tuple(dt.shape), standardize_dtype(dt.dtype)),
+            (tuple(z.shape) if constants["HAS_Z"] else (1,), standardize_dtype(z.dtype)),
+            parts,
+            parts,
+            ((batch, channels, d_state), "float32"),
+            per_row,
+            per_row,
+            ((batch, channels, d_state), "float32"),
+        ],
+        **GRADIENTS,
+        **constants,
+    )
+    dB, dC = (_over_blocks(part, ngroups, standardize_dtype(M.dtype)) for part, M in ((dB, B), (dC, C)))
+    dA, dD, dbias = (over_rows(part, copies) for part in (dA, dD, dbias))
+    gradients = (dx, ddt, dA, dB, dC, dD, dz, dbias, dstart, None)
+    return tuple(None if given is None else gradient for given, gradient in zip(tensors, gradients, strict=True))
+
+
+def _over_blocks(parts, ngroups, dtype):
+    """(blocks, b, l, n) -> (b, l, g, n): the blocks of channels of each group are summed."""
+    blocks, batch, length, d_state = parts.shape
+    parts = ops.reshape(parts, (ngroups, blocks // ngroups, batch, length, d_state))
+    return ops.cast(ops.moveaxis(ops.sum(parts, axis=1), 0, 2), dtype)
