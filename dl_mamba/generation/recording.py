@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import keras
+
 from dl_mamba.ops.kernels import launch
 
 
@@ -24,18 +26,17 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], args: tuple) -> None:
         import torch
-        from torch.utils import _pytree as pytree
 
-        flat, structure = pytree.tree_flatten(args)
+        flat = keras.tree.flatten(args)  # dictionaries in the order of their keys, however they were made
         graph, constants = torch.fx.Graph(), torch.nn.Module()
         with torch.no_grad():
             tensors = [tensor.detach() for tensor in flat]  # objects of their own, even if one came twice
             with _recorder(graph, constants, tensors) as recorder, _launches_to(recorder):
-                outputs, self._outputs = pytree.tree_flatten(function(*pytree.tree_unflatten(tensors, structure)))
-        graph.output([recorder.node(tensor) for tensor in outputs])
+                outputs = function(*keras.tree.pack_sequence_as(args, tensors))
+        self._outputs = keras.tree.map_structure(lambda tensor: 0, outputs)
+        graph.output([recorder.node(tensor) for tensor in keras.tree.flatten(outputs)])
         graph.eliminate_dead_code()
         self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph))
-        self._flatten, self._unflatten = pytree.tree_leaves, pytree.tree_unflatten
 
     def weights(self) -> Sequence[Any]:
         """What depends on the weights alone, for their present values."""
@@ -45,7 +46,8 @@ class Recording:
             return self._once.forward()
 
     def __call__(self, weights: Sequence[Any], *args: Any) -> Any:
-        return self._unflatten(self._repeated.forward(*self._flatten(args), *weights), self._outputs)
+        outputs = self._repeated.forward(*keras.tree.flatten(args), *weights)
+        return keras.tree.pack_sequence_as(self._outputs, outputs)
 
 
 def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:

@@ -45,7 +45,8 @@ def linear_cross_entropy(
     >>> [round(float(v), 4) for v in linear_cross_entropy(x, weight, np.array([[0, 3]]))[0]]
     [1.3863, 1.3863]
     """
-    x, weight = checks.to_tensor("x", x), checks.to_tensor("weight", weight)
+    x = checks.to_tensor("x", x)
+    weight = checks.to_tensor("weight", weight)[:]  # a gradient of TensorFlow's is of tensors, not of variables
     targets = ops.convert_to_tensor(targets, dtype="int32")
     batch, length, d_model = checks.expect_rank("x", x, "(batch, length, d_model)")
     rows = checks.expect_rank("weight", weight, "(rows, d_model)")[0]
