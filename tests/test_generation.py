@@ -465,3 +465,15 @@ def test_a_state_of_another_batch_or_model_is_refused():
 def test_numbers_of_samplers_outside_their_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="recordings are torch's")
+def test_a_recording_takes_dictionaries_whatever_the_order_of_their_keys():
+    from dl_mamba.generation.recording import Recording
+
+    one, two, three = (ops.convert_to_tensor(float(n)) for n in (1, 2, 3))
+    recording = Recording(
+        lambda carry, rest: ({"b": carry["a"] * 2, "a": carry["b"]}, rest), ({"b": one, "a": two}, one)
+    )
+    carry, rest = recording(recording.weights(), {"a": two, "b": three}, one)
+    assert (float(carry["a"]), float(carry["b"]), float(rest)) == (3.0, 4.0, 1.0)

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 
 class CudaGraph:
-    """The kernels of `function(carry, *rest) -> (carry, emitted)`, which the GPU starts without Python between them.
+    """The kernels of `function(weights, carry, *rest) -> (carry, emitted)`, started without Python between them.
 
-    A graph reads and writes fixed memory, so the new carry is copied over the old one inside the graph. Source:
+    A graph reads and writes fixed memory, so the new carry is copied over the old one inside the graph, and a carry
+    that came out of a call is gone at the next one. Source:
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
     Args:
         function: takes and returns nested CUDA tensors; the two carries have the same structure, shapes and dtypes.
-        args: an example, and the first carry to go on from.
+        weights: tensors that are the same at each call, until `renew`.
+        args: an example of the others.
     """
 
-    def __init__(self, function: Callable[..., tuple[Any, Any]], args: tuple) -> None:
+    def __init__(self, function: Callable[..., tuple[Any, Any]], weights: Sequence[Any], args: tuple) -> None:
         import torch
 
-        self._structure = args
+        self._structure, self._weights = args, [weight.detach().clone() for weight in weights]
         self._inputs = [leaf.detach().clone() for leaf in keras.tree.flatten(args)]
         own, beside = self._packed(), torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(beside):  # libraries allocate at their first call, a graph may not
-            function(*own)
+            function(self._weights, *own)
         torch.cuda.current_stream().wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(self._graph):
-            carry, self._emitted = function(*own)
+            carry, self._emitted = function(self._weights, *own)
             _copy(keras.tree.flatten(own[0]), keras.tree.flatten(carry))
+
+    def renew(self, weights: Sequence[Any]) -> CudaGraph:
+        """The graph with other values of the weights."""
+        _copy(self._weights, weights)
+        return self
 
     def __call__(self, *args: Any) -> tuple[Any, Any]:
         _copy(self._inputs, keras.tree.flatten(args))

@@ -165,9 +165,12 @@ class Decoding:
         shapes = tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in keras.tree.flatten(args))
         tensors = tuple(id(variable.value) for variable in self._model.variables)
         key = ("step", self._sampler.key, self._keep, shapes, tensors)
-        self._advance = self._programs.kept(key, lambda: Recording(self._advance, args)).bound()
+        recording = self._programs.kept(key, lambda: Recording(self._advance, args))
+        weights = recording.weights()
+        self._advance = partial(recording, weights)
         if draw.is_cuda:
-            self._advance = CudaGraph(self._advance, args)
+            graph = self._programs.lent(self, key, lambda: CudaGraph(recording, weights, args))
+            self._advance = graph.renew(weights)
 
 
 def _read_pending(model: keras.Model, keep: bool, carry: Carry) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ Weights are arguments, never constants of a program, so that training or loading
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class Programs:
     def __init__(self, model: keras.Model) -> None:
         self._variables = list(model.variables)
         self._table: dict[Hashable, Any] = {}
+        self._returned: tuple[Hashable, Any] | None = None
 
     @classmethod
     def of(cls, model: keras.Model) -> Programs:
@@ -44,6 +46,14 @@ class Programs:
         if key not in self._table:
             self._table[key] = make()
         return self._table[key]
+
+    def lent(self, borrower: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned, to one borrower at a time; the one that was last given back is kept for others."""
+        before, thing = self._returned or (None, None)
+        self._returned = None
+        thing = thing if before == key else make()
+        weakref.finalize(borrower, setattr, self, "_returned", (key, thing)).atexit = False
+        return thing
 
 
 def _compile_jax(function: Function, variables: list, also: list) -> Function:

@@ -1,14 +1,19 @@
 """A function of torch tensors as the list of kernels that it ran: called again, it pays for nothing but them.
 
 A Keras model spends about as long in Python as in its kernels when it reads one token. The recording also leaves out
-of the repeated part what depends on the weights alone, such as -exp(A_log); that is computed anew by `Recording.bound`.
+of the repeated part what depends on the weights alone, such as -exp(A_log); `Recording.weights` computes that.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import keras
+
+from dl_mamba.ops.kernels import launch
 
 
 class Recording:
@@ -21,30 +26,28 @@ class Recording:
 
     def __init__(self, function: Callable[..., Any], args: tuple) -> None:
         import torch
-        from torch.utils import _pytree as pytree
 
-        flat, structure = pytree.tree_flatten(args)
+        flat = keras.tree.flatten(args)  # dictionaries in the order of their keys, however they were made
         graph, constants = torch.fx.Graph(), torch.nn.Module()
         with torch.no_grad():
             tensors = [tensor.detach() for tensor in flat]  # objects of their own, even if one came twice
-            with _recorder(graph, constants, tensors) as recorder:
-                outputs, self._outputs = pytree.tree_flatten(function(*pytree.tree_unflatten(tensors, structure)))
-        graph.output([recorder.node(tensor) for tensor in outputs])
+            with _recorder(graph, constants, tensors) as recorder, _launches_to(recorder):
+                outputs = function(*keras.tree.pack_sequence_as(args, tensors))
+        self._outputs = keras.tree.map_structure(lambda tensor: 0, outputs)
+        graph.output([recorder.node(tensor) for tensor in keras.tree.flatten(outputs)])
         graph.eliminate_dead_code()
         self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph))
-        self._flatten, self._unflatten = pytree.tree_leaves, pytree.tree_unflatten
 
-    def bound(self) -> Callable[..., Any]:
-        """The function for the present values of the weights."""
+    def weights(self) -> Sequence[Any]:
+        """What depends on the weights alone, for their present values."""
         import torch
 
         with torch.no_grad():
-            weights = self._once.forward()
+            return self._once.forward()
 
-        def call(*args):
-            return self._unflatten(self._repeated.forward(*self._flatten(args), *weights), self._outputs)
-
-        return call
+    def __call__(self, weights: Sequence[Any], *args: Any) -> Any:
+        outputs = self._repeated.forward(*keras.tree.flatten(args), *weights)
+        return keras.tree.pack_sequence_as(self._outputs, outputs)
 
 
 def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:
@@ -75,8 +78,11 @@ def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:
             return self.nodes[id(value)]
 
         def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
-            node = graph.call_function(kernel, *pytree.tree_map(self.node, (tuple(args), kwargs or {})))
-            result = kernel(*args, **(kwargs or {}))
+            return self.record(kernel, args, kwargs or {})
+
+        def record(self, kernel: Callable, args: Sequence, kwargs: dict) -> Any:
+            node = graph.call_function(kernel, *pytree.tree_map(self.node, (tuple(args), kwargs)))
+            result = kernel(*args, **kwargs)
             if isinstance(result, torch.Tensor):
                 self.keep(result, node)
             elif isinstance(result, tuple | list):
@@ -85,6 +91,31 @@ def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:
             return result
 
     return Recorder()
+
+
+@contextmanager
+def _launches_to(recorder: Any) -> Iterator[None]:
+    """Let launches of Triton's kernels, which torch does not dispatch, become nodes too."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    start = launch._LAUNCH["torch"]
+
+    def recorded(kernel, grid, inputs, outputs, options):
+        fixed = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+
+        def again(*tensors):
+            remaining = iter(tensors)
+            return start(kernel, grid, [next(remaining) if v is None else v for v in fixed], outputs, options)
+
+        with _disable_current_modes():
+            return recorder.record(again, [value for value in inputs if isinstance(value, torch.Tensor)], {})
+
+    launch._LAUNCH["torch"] = recorded
+    try:
+        yield
+    finally:
+        launch._LAUNCH["torch"] = start
 
 
 def _split(graph: Any) -> tuple[Any, Any]:

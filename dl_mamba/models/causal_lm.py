@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import keras
@@ -14,16 +13,18 @@ from dl_mamba.layers import initializers
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState
 from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.backbone import Backbone, without_learning
-from dl_mamba.models.loss import Perplexity, following, next_tokens, token_losses, weighted_mean
+from dl_mamba.models.loss import Perplexity, token_losses
 from dl_mamba.models.mamba import Mamba
 from dl_mamba.models.mamba2 import Mamba2
+from dl_mamba.models.next_token import NextTokenTraining, without_labels
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
+from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
 from dl_mamba.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
 from dl_mamba.weights import Checkpoint
 
 
-class CausalLM(Pretrained, keras.Model):
+class CausalLM(Pretrained, NextTokenTraining, keras.Model):
     """Base of `MambaCausalLM` and `Mamba2CausalLM`."""
 
     backbone_class: type[Backbone]
@@ -76,15 +77,21 @@ class CausalLM(Pretrained, keras.Model):
         return_state: bool = False,
         output_hidden_states: bool = False,
     ) -> dict[str, Any]:
+        inputs, targets = without_labels(inputs)
         outputs = self.backbone(
             inputs, state=state, return_state=return_state, output_hidden_states=output_hidden_states
         )
-        return {"logits": self.logits(outputs["last_hidden_state"]), **outputs}
+        hidden = outputs["last_hidden_state"]
+        found = {"logits": self.logits(hidden)} if targets is None else {"losses": self.losses_of(hidden, targets)}
+        return {**found, **outputs}
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs, targets = without_labels(inputs)
         outputs = self.backbone.compute_output_spec(inputs, *args, **kwargs)
-        shape = (*outputs["last_hidden_state"].shape[:-1], self.config.vocab_size)
-        return {"logits": keras.KerasTensor(shape, dtype="float32"), **outputs}
+        shape = outputs["last_hidden_state"].shape[:-1]
+        if targets is not None:
+            return {"losses": keras.KerasTensor(shape, dtype="float32"), **outputs}
+        return {"logits": keras.KerasTensor((*shape, self.config.vocab_size), dtype="float32"), **outputs}
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None
@@ -106,6 +113,14 @@ class CausalLM(Pretrained, keras.Model):
             )
         return ops.cast(logits, "float32") / embedding.embeddings_scale  # one scale a row
 
+    def losses_of(self, hidden: Any, targets: Any) -> Any:
+        """Cross entropy (batch, length) of tokens under hidden states, in nats, without the logits of all at once."""
+        head = self.backbone.embedding if self.lm_head is None else self.lm_head
+        if head.quantization_mode is not None:
+            return token_losses(self.logits(hidden), targets)
+        matrix = head.embeddings if self.lm_head is None else ops.transpose(ops.convert_to_tensor(head.kernel))
+        return linear_cross_entropy(hidden, matrix, targets, vocab_size=self.config.vocab_size)
+
     def next_logits(self, ids: Any, mask: Any, state: Any) -> tuple[Any, Any]:
         """Logits (batch, vocab_size) behind the last column, which must be real in each row, and the new state."""
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -115,23 +130,6 @@ class CausalLM(Pretrained, keras.Model):
     def initial_state(self, batch_size: int) -> tuple[MixerState, ...]:
         """The empty state of a batch: one `MixerState` of zeros for each layer."""
         return self.backbone.initial_state(batch_size)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        if self._compile_loss is not None:
-            raise ValueError(
-                f"{type(self).__name__} was compiled with a loss, but has its own, that of the next token; leave "
-                "`loss` out of `compile`, or put your loss on `model(ids)['logits']` of a functional model."
-            )
-        loss = weighted_mean(*_predictions(x, y, y_pred, sample_weight))
-        for extra in self.losses:
-            loss = loss + ops.cast(extra, loss.dtype)
-        return loss
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        self.perplexity.update_state(*_predictions(x, y, y_pred, sample_weight))
-        return self.get_metrics_result()
 
     def score(self, input_ids: Any, attention_mask: Any = None) -> Score:
         """Log-likelihoods of given tokens, each under the tokens before it; memory does not grow with the length.
@@ -208,22 +206,6 @@ class CausalLM(Pretrained, keras.Model):
         return model
 
 
-def _predictions(x: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """Loss and weight of each position; the arguments are those of Keras' `compute_loss`."""
-    inputs = x if isinstance(x, Mapping) else {"input_ids": x}
-    labels = inputs["input_ids"] if y is None else y
-    mask, segment_ids = inputs.get("attention_mask"), inputs.get("segment_ids")
-    targets, counts = next_tokens(labels, mask, segment_ids)
-    weights = ops.cast(counts, "float32")
-    if sample_weight is not None:
-        sample_weight = ops.cast(sample_weight, "float32")
-        if len(sample_weight.shape) == 1:
-            sample_weight = ops.broadcast_to(sample_weight[:, None], ops.shape(counts))
-        # a weight belongs to the token that is predicted
-        weights = weights * following(sample_weight, mask)
-    return token_losses(y_pred["logits"], targets), weights
-
-
 @keras.saving.register_keras_serializable(package="dl_mamba")
 @with_options_of(MambaConfig, "vocab_size", "d_model", "num_layers")
 class MambaCausalLM(CausalLM):
@@ -236,17 +218,20 @@ class MambaCausalLM(CausalLM):
             `from_pretrained` takes the tokenizer.json beside the weights, if there is one and `tokenizer` is not given.
 
     Call arguments:
-        inputs, state, return_state, output_hidden_states: those of `Mamba`.
+        inputs, state, return_state, output_hidden_states: those of `Mamba`. The dictionary may also hold `labels`
+            (batch, length): the ids themselves, not shifted, with a negative number such as -100 where a token is not
+            to be learned.
 
     Returns:
         `{"logits": (batch, length, vocab_size) float32}` beside the outputs of `Mamba`. The embedding's rows beyond
-        `vocab_size` (`pad_vocab_size_multiple`) have no logits, so that they can never be sampled.
+        `vocab_size` (`pad_vocab_size_multiple`) have no logits, so that they can never be sampled. With `labels`
+        `{"losses": (batch, length) float32}` instead: at each token the cross entropy of the next one in nats, some
+        number where nothing is to be predicted. Those logits are never there all at once.
 
     `compile(optimizer)` and `fit(ids)` train on the next token; `x` is (batch, length) ids or the dictionary of the
-    call. `y`, if given, holds the labels: the ids themselves, not shifted, with a negative number such as -100 where a
-    token is not to be learned. Padding of `attention_mask` and the first token of each document of `segment_ids` are
-    left out. `sample_weight`, (batch,) or (batch, length), weighs the tokens to be predicted; the loss is the
-    weighted mean. `fit` also reports the perplexity.
+    call. The labels, if not the ids, are `y` or in that dictionary. Padding of `attention_mask` and the first token of
+    each document of `segment_ids` are left out. `sample_weight`, (batch,) or (batch, length), weighs the tokens to be
+    predicted; the loss is the weighted mean. `fit` also reports the perplexity.
 
     Raises:
         ValueError: an option is unknown, a shape does not fit, or (eagerly) an id is outside the vocabulary.

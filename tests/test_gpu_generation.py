@@ -1,0 +1,92 @@
+"""Decoding on a GPU: what the CUDA graph of torch, or the compiled loop of JAX, writes is what single steps write."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import BACKEND
+from model_harness import FAMILIES, tokens
+from test_causal_lm import small_lm
+
+import dl_mamba
+from dl_mamba.generation import decoding
+from dl_mamba.ops.kernels.availability import unavailable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
+NEW = 40  # more than RECORD_FROM
+
+
+@pytest.fixture
+def singly(monkeypatch):
+    """A function that generates without recordings, graphs, or kernels."""
+
+    def generate(model, *args, **options):
+        with monkeypatch.context() as patch, dl_mamba.ops.implementation_scope("chunked"):
+            patch.setattr(decoding, "RECORD_FROM", 10_000)
+            return model.generate(*args, **options)
+
+    return generate
+
+
+def lm(family, **options):
+    return small_lm(family, d_model=64, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_greedy_tokens_are_those_of_single_steps_prompt_after_prompt(family, batch, singly):
+    model = lm(family, num_layers=2)
+    for seed in range(3):
+        ids = tokens(batch, 5 + seed, seed=seed)
+        np.testing.assert_array_equal(model.generate(ids, NEW), singly(model, ids, NEW))
+
+
+def test_weights_changed_between_two_requests_are_used(singly):
+    model, ids = lm("mamba2"), tokens(1, 4)
+    before = model.generate(ids, NEW)
+    for variable in model.variables:
+        variable.assign(-variable)
+    after = model.generate(ids, NEW)
+    assert (before != after).any()
+    np.testing.assert_array_equal(after, singly(model, ids, NEW))
+
+
+def test_two_streams_at_once_do_not_mix(singly):
+    model, prompts = lm("mamba2"), [tokens(1, 4, seed=1), tokens(1, 6, seed=2)]
+    wanted = [singly(model, ids, NEW)[0, ids.shape[1] :] for ids in prompts]
+    streams = [model.generate(ids, NEW, stream=True) for ids in prompts]
+    came = [np.concatenate(rows) for rows in zip(*zip(*streams, strict=True), strict=True)]
+    for a, b in zip(came, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_end_token_a_stop_string_and_a_memory_end_rows_where_single_steps_do(singly):
+    model, ids = lm("mamba", vocab_size=256), tokens(4, 5)
+    free = singly(model, ids, NEW)
+    end = int(free[0, 20])
+    for options in (
+        {"eos_token_id": end},
+        {"sampler": "top_p", "seed": 3},
+        {"eos_token_id": end, "return_state": True},
+    ):
+        came, wanted = model.generate(ids, NEW, **options), singly(model, ids, NEW, **options)
+        if "return_state" in options:
+            again = model.generate(None, NEW, state=came[1])
+            np.testing.assert_array_equal(again, singly(model, None, NEW, state=wanted[1]))
+            came, wanted = came[0], wanted[0]
+        np.testing.assert_array_equal(came, wanted)
+    model.tokenizer = dl_mamba.tokenizers.ByteTokenizer()
+    text = singly(model, "The", NEW)
+    stop = text[10:12]
+    assert model.generate("The", NEW, stop=stop) == singly(model, "The", NEW, stop=stop)
+    assert "".join(model.generate("The", NEW, stream=True)) == text[3:]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="CUDA graphs are torch's")
+def test_a_graph_really_runs_and_serves_the_next_request():
+    model, ids = lm("mamba2"), tokens(1, 4)
+    model.generate(ids, NEW)
+    first = decoding.Programs.of(model)._returned[1]
+    model.generate(ids, NEW)
+    assert type(first).__name__ == "CudaGraph"
+    assert decoding.Programs.of(model)._returned[1] is first
