@@ -119,7 +119,7 @@ class ChoiceReader(Reader):
 
 
 class LanguageReader(Reader):
-    """`{"text"}`, divided into rows of `max_length` (or 512) tokens; or `{"prompt", "completion"}`, which is one row."""
+    """`{"text"}`, divided into rows of `max_length` (or 512) tokens; or `{"prompt", "completion"}`, one row."""
 
     from_text = "prompt"
     block = 512
@@ -188,7 +188,7 @@ class MaskedReader(LanguageReader):
 
     def _row(self, ids: np.ndarray, record: Record) -> Row:
         row = Row({"input_ids": ids}, record={**record, "ids": ids})
-        return self.hidden(row, np.random.default_rng(len(ids)))
+        return self.hidden(row, np.random.default_rng(ids))
 
     def answer(self, head: Any, output: np.ndarray, row: Row) -> dict[str, Any]:
         """The text with the most probable tokens in place of `[MASK]`."""
