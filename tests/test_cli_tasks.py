@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,10 +13,12 @@ from typer.testing import CliRunner
 
 import dl_mamba
 from dl_mamba.cli.app import app
-from dl_mamba.heads import TaskModel, task_model
+from dl_mamba.heads import NLPTaskType, TaskModel, task_model
+from dl_mamba.heads.task_model import reader_class
 from dl_mamba.pipelines.recipe import TASK, TEXT
 from dl_mamba.pipelines.task_specs import TaskSpec
 from dl_mamba.pipelines.task_training import train_tasks
+from dl_mamba.tokenizers import ByteTokenizer
 
 SMALL = {"d_model": 16, "num_layers": 1, "headdim": 8, "d_state": 4, "chunk_size": 16}
 WORDS = (("the", "DET", 2, "det"), ("cat", "NOUN", 3, "nsubj"), ("sat", "VERB", 0, "root"))
@@ -368,3 +372,21 @@ def test_a_run_of_tasks_that_was_killed_ends_as_one_that_was_not(tmp_path):
     assert resumed.metrics["history"]["loss"] == whole.metrics["history"]["loss"]
     for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "data_formats.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+) (\w+)\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("ending", "task", "content"), BLOCKS, ids=[f"{task}-{ending}" for ending, task, _ in BLOCKS])
+def test_the_data_of_the_page_on_formats_are_read(ending, task, content, tmp_path):
+    data = tmp_path / f"data.{ending}"
+    data.write_text(content)
+    spec = TaskSpec(task, data=data)
+    train = spec.records()["train"]
+    config = spec.config(train)
+    assert train.rows(reader_class(config)(config, ByteTokenizer()))
+
+
+def test_the_page_on_formats_names_every_task():
+    assert {str(task) for task in NLPTaskType} <= set(re.findall(r"\w+", PAGE))
