@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dl_mamba.heads.raw import IGNORED, Reader, Record, Row, end_of_text, padded, softmax
+from dl_mamba.heads.tasks import NLPTaskType
 
 MASK = "[MASK]"
 
@@ -119,10 +120,18 @@ class ChoiceReader(Reader):
 
 
 class LanguageReader(Reader):
-    """`{"text"}`, divided into rows of `max_length` (or 512) tokens; or `{"prompt", "completion"}`, one row."""
+    """`{"text"}`, divided into rows of `max_length` (or 512) tokens; or `{"prompt", "completion"}`, one row.
 
-    from_text = "prompt"
+    A text is continued as it is; a completion follows the prompt on a new line, and ends with the end-of-text token.
+    """
+
     block = 512
+
+    @property
+    def from_text(self) -> str:
+        """A string to generation and completion is a text, to summaries, translation and dialogue a prompt."""
+        continues = self.task.task_type in (NLPTaskType.TEXT_GENERATION, NLPTaskType.TEXT_COMPLETION)
+        return "text" if continues else "prompt"
 
     def texts(self, record: Record) -> list[str]:
         return [record[name] for name in ("text", "prompt", "completion") if name in record]
@@ -135,15 +144,15 @@ class LanguageReader(Reader):
         return [self._row(ids[start : start + size], record) for start in range(0, len(ids), size)]
 
     def _pair(self, record: Record) -> Row:
-        prompt = self.tokenizer.ids(self.prompt(record))
+        prompt = self.tokenizer.ids(self.beginning(record))
         completion = [*self.tokenizer.ids(record.get("completion") or ""), end_of_text(self.tokenizer)]
         ids = self.whole([*prompt, *completion])
         label = np.where(np.arange(len(ids)) < len(prompt), IGNORED, ids)
         return Row({"input_ids": ids}, label, record=record)
 
-    def prompt(self, record: Record) -> str:
-        """What a completion follows."""
-        return f"{record['prompt']}\n" if "completion" in record else record["prompt"]
+    def beginning(self, record: Record) -> str:
+        """What the model goes on from."""
+        return f"{record['prompt']}\n" if "prompt" in record else record["text"]
 
     def _row(self, ids: np.ndarray, record: Record) -> Row:
         return Row({"input_ids": ids}, ids, record=record)
@@ -158,8 +167,11 @@ class MaskedReader(LanguageReader):
     Of these four fifths read as the end-of-text token, a tenth as any token, and a tenth as themselves.
     """
 
-    from_text = "text"
     share = 0.15
+
+    @property
+    def from_text(self) -> str:
+        return "text"
 
     def hidden(self, row: Row, random: np.random.Generator) -> Row:
         """A row with other tokens hidden."""

@@ -196,7 +196,7 @@ class TaskModel(keras.Model):
 
     def _continuations(self, name: str, records: Sequence[Record], max_new_tokens: int) -> list[dict[str, Any]]:
         reader = self.readers[name]
-        prompts = [reader.prompt(record) if "prompt" in record else record["text"] for record in records]
+        prompts = [reader.beginning(record) for record in records]
         end = end_of_text(self.tokenizer)
         texts = self.to_causal_lm(name).generate(prompts, max_new_tokens, eos_token_id=end)
         return [{"text": text[len(prompt) :]} for text, prompt in zip(texts, prompts, strict=True)]

@@ -11,6 +11,7 @@ from model_harness import perturb
 import dl_mamba
 from dl_mamba.heads import NLPTaskConfig, check_labels, create_nlp_head, to_causal_lm
 from dl_mamba.heads.arcs import best_trees
+from dl_mamba.heads.raw_texts import LanguageReader, MaskedReader
 from dl_mamba.heads.raw_words import ArcReader, SpanReader, TagReader
 from dl_mamba.heads.spans import best_spans
 from dl_mamba.pipelines.place_scores import entity_scores
@@ -186,3 +187,32 @@ def test_entity_scores_are_those_of_conlleval():
         assert row["precision"] == pytest.approx(right / given)
         assert row["recall"] == pytest.approx(right / wanted)
         assert row["support"] == wanted
+
+
+def test_a_completion_is_learned_behind_its_prompt_and_asked_for_in_the_same_way():
+    task = NLPTaskConfig("s", "text_summarization", vocab_size=256)
+    reader = LanguageReader(task, ByteTokenizer())
+    (row,) = reader.rows({"prompt": "ab", "completion": "c"})
+    assert bytes(row.inputs["input_ids"].astype("uint8")) == b"ab\nc\0"
+    assert row.label.tolist() == [-100, -100, -100, 99, 0]
+    assert reader.beginning({reader.from_text: "ab"}) == "ab\n"
+    story = LanguageReader(NLPTaskConfig("g", "text_generation", vocab_size=256), ByteTokenizer(max_length=2))
+    assert story.beginning({story.from_text: "ab"}) == "ab"
+    assert [row.label.tolist() for row in story.rows({"text": "abc"})] == [[97, 98], [99, 0]]
+
+
+def test_hidden_tokens_are_labelled_with_themselves_and_others_not_at_all():
+    reader = MaskedReader(NLPTaskConfig("m", "masked_language_modeling", vocab_size=256), ByteTokenizer())
+    (row,) = reader.rows({"text": "x" * 499})
+    random, ids = np.random.default_rng(0), row.record["ids"]
+    drawn = [reader.hidden(row, random) for _ in range(20)]
+    chosen = np.concatenate([found.label >= 0 for found in drawn])
+    read, true = np.concatenate([found.inputs["input_ids"] for found in drawn]), np.tile(ids, 20)
+    np.testing.assert_array_equal(np.concatenate([found.label for found in drawn])[chosen], true[chosen])
+    np.testing.assert_array_equal(read[~chosen], true[~chosen])
+    assert chosen.mean() == pytest.approx(0.15, abs=0.02)
+    assert (read[chosen] == 0).mean() == pytest.approx(0.8, abs=0.05)
+    assert (read[chosen] == true[chosen]).mean() == pytest.approx(0.1, abs=0.04)
+    (asked,) = reader.rows({"text": "a [MASK] c"})
+    assert asked.inputs["input_ids"].tolist() == [97, 0, 32, 99]
+    assert asked.places.tolist() == [1]

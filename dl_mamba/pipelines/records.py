@@ -95,7 +95,7 @@ def read_records(
     Args:
         path: the file, in UTF-8 if it is text.
         reader: what the task reads.
-        labelled: whether every record needs a label.
+        labelled: every record needs a label; else labels are left out.
         text_column, label_column: names of columns of a table that are not called "text" and "label".
 
     Raises:
@@ -223,14 +223,14 @@ def _record(given: dict[str, Any], reader: type[Reader], labelled: bool) -> dict
         elif not isinstance(value, str) or not value.strip():
             shown = ", ".join(ALIASES.get(name, (name,)))
             raise ValueError(f"has {value!r} as its {name}; a text is needed, in a field called one of: {shown}.")
-    labels = [name for name in LABELS.get(reader, ()) if name in record]
+    labels = [name for name in LABELS.get(reader, ()) if labelled and name in record]
     if labelled and reader in LABELS and not labels:
         raise ValueError(
             f"has no label; the field {' or '.join(LABELS[reader])} is needed, it has: {', '.join(given)}."
         )
     for name in labels:
         record[name] = _label(name, record[name])
-    kept = {*needed, *labels, "question", "relations" if reader is ArcReader else "", "completion"}
+    kept = {*needed, *labels, "question", *(("relations", "completion") if labelled else ())}
     return {name: value for name, value in record.items() if name in kept}
 
 
