@@ -100,7 +100,7 @@ def load_language_model(
         raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     own = None if tokenizer is None else _tokenizer(Path(tokenizer))
     if Path(source).suffix == ".keras":
-        model = load_model(source, (CausalLM, TaskModel), "a language model, or a task that continues texts,")
+        model = load_model(source, (CausalLM, TaskModel), "a MambaCausalLM, Mamba2CausalLM or TaskModel")
         model = _of_task(model, source) if isinstance(model, TaskModel) else model
     else:
         checkpoint = Checkpoint(resolve(source, revision))
