@@ -99,7 +99,14 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize(("task", "name", "content", "options", "scores", "fields"), FAMILIES)
+# What differs between backends, the heads and `Resume`, is tested on each of them elsewhere; here it is commands and files.
+ON_TORCH = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="commands and files: the fastest backend runs all"
+)
+SHOWN = [family if family[0] == "text_matching" else pytest.param(*family, marks=ON_TORCH) for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("task", "name", "content", "options", "scores", "fields"), SHOWN)
 def test_a_task_is_trained_scored_and_asked_from_the_command_line(
     task, name, content, options, scores, fields, tmp_path
 ):
@@ -144,6 +151,7 @@ def _scores_are_those_of_the_answers(task, answers, scores, report):
         assert scores["unanswerable"]["exact_match"] == np.mean([answer["text"] == "" for answer in answers[1::2]])
 
 
+@ON_TORCH
 def test_several_tasks_share_a_backbone_and_each_is_asked_by_its_name(tmp_path):
     (tmp_path / "moods.csv").write_text("review,stars\nfine,good\npoor,bad\nso fine,good\nso poor,bad\n")
     (tmp_path / "names.conll").write_text("Anna B\nsings O\n\n" * 3)
@@ -196,6 +204,7 @@ def test_a_pretrained_start_with_adapters_leaves_the_rest_of_the_backbone_as_it_
     assert changed == {"in_proj", "out_proj"}
 
 
+@ON_TORCH
 def test_a_class_for_each_text_starts_from_pretrained_weights_too(checkpoint, tmp_path, monkeypatch):
     from dl_mamba.heads.text_classifier import Classifier
 
@@ -216,6 +225,7 @@ def test_a_class_for_each_text_starts_from_pretrained_weights_too(checkpoint, tm
     )
 
 
+@ON_TORCH
 def test_a_task_that_continues_texts_generates_as_a_language_model(tmp_path):
     data, out = tmp_path / "a.txt", tmp_path / "m.keras"
     data.write_text("the cat sat. " * 30)
@@ -337,6 +347,7 @@ def test_a_file_of_tasks_that_does_not_fit_is_refused(content, message, tmp_path
     assert message in result.stderr
 
 
+@ON_TORCH
 def test_labels_that_a_model_does_not_know_are_named_before_scoring(tmp_path):
     data, out = tmp_path / "a.csv", tmp_path / "m.keras"
     data.write_text(PAIRS * 1 + "d,e,no\n")
@@ -357,6 +368,7 @@ class _Killed(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@ON_TORCH
 def test_a_run_of_tasks_that_was_killed_ends_as_one_that_was_not(tmp_path):
     """Hidden tokens are drawn anew in each epoch: those of the epochs that are over are drawn again."""
     data = tmp_path / "a.txt"
