@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dl_mamba.heads.arcs import best_arcs
+from dl_mamba.heads.arcs import best_arcs, best_trees
 from dl_mamba.heads.base import NOWHERE, TaskHead, read, real_tokens, width_of
 from dl_mamba.heads.losses import TaskLoss
 from dl_mamba.heads.metrics import TaskScore
@@ -24,8 +24,9 @@ class ArcHead(TaskHead):
     `d[i] U h[j] + u h[j]` (eq. 6), the relation r along it `d[i] W[r] h[j] + V[r] [d[i]; h[j]] + b[r]` (eq. 3).
 
     `problem_type="single_label"`: each token has one head, the root being a learned vector; for coreference the head
-    is the antecedent, the root means that there is none, and `num_classes` may be left out. `"multi_label"`: each
-    ordered pair of tokens may have any number of relations.
+    is the antecedent, the root means that there is none, and `num_classes` may be left out. With `tree`, as for
+    dependencies, `decode` gives the best tree with one root. `"multi_label"`: each ordered pair of tokens may have any
+    number of relations.
 
     Args:
         config: an `NLPTaskConfig`, or its fields as a dict.
@@ -50,10 +51,10 @@ class ArcHead(TaskHead):
     ((2, 5, 6, 4), (2, 5, 2))
     """
 
-    fields = ("num_classes", "label_names", "hidden_size", "label_smoothing", "problem_type")
+    fields = ("num_classes", "label_names", "hidden_size", "label_smoothing", "problem_type", "tree")
     optional = ("num_classes",)
     problem_types = ("single_label", "multi_label")
-    defaults = MappingProxyType({"hidden_size": 128, "problem_type": "single_label"})
+    defaults = MappingProxyType({"hidden_size": 128, "problem_type": "single_label", "tree": False})
 
     def __init__(self, config: Any, **kwargs: Any):
         super().__init__(config, **kwargs)
@@ -66,6 +67,8 @@ class ArcHead(TaskHead):
     def check(cls, config: NLPTaskConfig) -> None:
         if config.problem_type == "multi_label" and config.num_classes is None:
             raise ValueError("num_classes=None; the number of relations is needed where pairs of tokens have several.")
+        if config.problem_type == "multi_label" and config.tree:
+            raise ValueError("tree=True needs one head for each token; leave it out, or problem_type='multi_label'.")
 
     @property
     def pairs(self) -> bool:
@@ -157,4 +160,6 @@ class ArcHead(TaskHead):
         """(batch, length, 2) head and relation of each token (-100: none); 0 or 1 for each relation of each pair."""
         if self.pairs:
             return (np.asarray(ops.convert_to_numpy(logits)) > 0).astype("int32")
+        if self.config.tree:
+            return best_trees(ops.convert_to_numpy(logits))
         return np.asarray(ops.convert_to_numpy(best_arcs(logits)))

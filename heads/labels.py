@@ -90,7 +90,7 @@ def _check_task(task: NLPTaskConfig, labels: np.ndarray, mask: Any, allow_missin
         raise ValueError(f"labels of {task.name!r}: row {int(np.argmin(rows))} has no label.")
     _ranges(task, kind, labels)
     if mask is not None and kind in ("span", "arc", "softmax"):
-        _inside(task.name, kind, labels, mask)
+        _inside(task, kind, labels, mask)
 
 
 def _ranges(task: NLPTaskConfig, kind: str | None, labels: np.ndarray) -> None:
@@ -112,10 +112,11 @@ def _ranges(task: NLPTaskConfig, kind: str | None, labels: np.ndarray) -> None:
             _upper(task.name, labels, size - 1)
 
 
-def _inside(name: str, kind: str, labels: np.ndarray, mask: np.ndarray) -> None:
+def _inside(task: NLPTaskConfig, kind: str, labels: np.ndarray, mask: np.ndarray) -> None:
     """Places that labels name must be real tokens, or real choices."""
     if kind == "softmax" and mask.ndim == 2:
         return  # classes of rows or of tokens, not places
+    name = task.name
     if kind == "arc":
         places = np.where(mask, (labels if labels.ndim == 2 else labels[..., 0]) - 1, -1)
         own = np.argwhere(places == np.arange(places.shape[1]))
@@ -123,7 +124,7 @@ def _inside(name: str, kind: str, labels: np.ndarray, mask: np.ndarray) -> None:
             row, place = own[0]
             raise ValueError(f"labels of {name!r}: row {row}, the token at position {place} is its own head.")
     else:
-        places = labels.reshape(len(labels), -1)
+        places = labels.reshape(len(labels), -1) - task.unanswerable
         mask = mask.any(axis=-1) if mask.ndim == 3 else mask
     for row, wanted in enumerate(places):
         for place in wanted[wanted >= 0].astype(int):

@@ -16,6 +16,8 @@ from dl_mamba.heads.losses import TaskLoss
 from dl_mamba.heads.metrics import TaskScore
 from dl_mamba.heads.tasks import NLPTaskConfig
 from dl_mamba.layers import RMSNorm, initializers
+from dl_mamba.models.backbone import Backbone
+from dl_mamba.models.causal_lm import CausalLM, Mamba2CausalLM, MambaCausalLM
 
 
 class LanguageModelingHead(TaskHead):
@@ -77,7 +79,7 @@ class LanguageModelingHead(TaskHead):
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
 class CausalLMHead(LanguageModelingHead):
-    """Logits of the next token, for a task among others; `MambaCausalLM` is the model that generates.
+    """Logits of the next token, for a task among others; `to_causal_lm` gives the model that generates.
 
     Args:
         config: an `NLPTaskConfig` with a `vocab_size`, or its fields as a dict.
@@ -157,3 +159,53 @@ class MaskedLMHead(LanguageModelingHead):
     @classmethod
     def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
         return [TaskScore("accuracy"), TaskScore("perplexity")]
+
+
+def to_causal_lm(model: keras.Model, task: str | None = None, tokenizer: Any = None) -> CausalLM:
+    """The language model of a causal backbone under a `CausalLMHead`: `generate`, `save_pretrained` and all.
+
+    Args:
+        model: such as `create_mamba_with_head` makes for text generation, summaries, translation or dialogue.
+        task: name of the task, where there are several of that kind.
+        tokenizer: of the language model, or None.
+
+    Returns:
+        A `MambaCausalLM` or `Mamba2CausalLM` with copies of the weights.
+
+    Raises:
+        ValueError: the model has no such head, or several and no name is given.
+        CheckpointError: it has adapters that are not merged.
+
+    Example:
+
+    >>> import numpy as np, dl_mamba
+    >>> from dl_mamba.heads import NLPTaskConfig, to_causal_lm
+    >>> model = dl_mamba.create_mamba_with_head("tiny", NLPTaskConfig("story", "text_generation"), vocab_size=11)
+    >>> to_causal_lm(model).generate(np.array([[3, 1, 4]]), max_new_tokens=2).shape
+    (1, 5)
+    """
+    layers = model._flatten_layers()
+    heads = {layer.config.name: layer for layer in layers if isinstance(layer, CausalLMHead)}
+    if task is None and len(heads) == 1:
+        task = next(iter(heads))
+    if task not in heads:
+        names = ", ".join(heads) or "none"
+        raise ValueError(f"task={task!r}; the name of a task with a CausalLMHead is needed, this model has: {names}.")
+    head = heads[task]
+    backbone = next(layer for layer in layers if isinstance(layer, Backbone))
+    backbone._refuse_adapters()
+    options = {"dtype": backbone.dtype_policy, "tokenizer": tokenizer, "tie_word_embeddings": head.logits is None}
+    with initializers.zeros_instead():
+        found = LANGUAGE_MODELS[backbone.family](**backbone.config.to_dict(), **options)
+    own = backbone.pretrained_variables()
+    for name, variable in found.backbone.pretrained_variables().items():
+        variable.assign(own[name])
+    if head.logits is not None:
+        kernel = ops.convert_to_tensor(head.logits.kernel)
+        missing = backbone.config.embedding_rows - kernel.shape[1]
+        found.lm_head.kernel.assign(ops.pad(kernel, [[0, 0], [0, missing]]))
+    found.carried = backbone.carried
+    return found
+
+
+LANGUAGE_MODELS = {"mamba": MambaCausalLM, "mamba2": Mamba2CausalLM}

@@ -42,11 +42,16 @@ def viterbi_accuracy(labels: Any, potentials: Any) -> Values:
     return ops.equal(path, labels), ops.logical_and(labels >= 0, path >= 0)
 
 
-def exact_match(labels: Any, logits: Any) -> Values:
+def exact_match(labels: Any, logits: Any, unanswerable: bool = False) -> Values:
     """Share of rows whose best span has the right first and last position."""
-    labels, (spans, _) = ops.cast(labels, "int32"), best_spans(logits)
+    labels, (spans, _) = ops.cast(labels, "int32"), best_spans(logits, unanswerable=unanswerable)
     known = ops.logical_and(ops.all(labels >= 0, axis=1), ops.all(spans >= 0, axis=1))
     return ops.all(ops.equal(spans, labels), axis=1), known
+
+
+def exact_match_or_none(labels: Any, logits: Any) -> Values:
+    """`exact_match` where position 0 stands for no span."""
+    return exact_match(labels, logits, unanswerable=True)
 
 
 def attachment_score(labels: Any, logits: Any) -> Values:
@@ -90,6 +95,7 @@ SCORES: dict[str, Callable[[Any, Any], Values]] = {
     "mean_absolute_error": mean_absolute_error,
     "viterbi_accuracy": viterbi_accuracy,
     "exact_match": exact_match,
+    "exact_match_or_none": exact_match_or_none,
     "uas": attachment_score,
     "las": labeled_attachment_score,
     "mean_reciprocal_rank": reciprocal_rank,

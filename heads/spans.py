@@ -9,12 +9,13 @@ from keras import ops
 from dl_mamba.heads.base import NOWHERE, is_real
 
 
-def best_spans(logits: Any, max_length: int | None = None) -> tuple[Any, Any]:
+def best_spans(logits: Any, max_length: int | None = None, unanswerable: bool = False) -> tuple[Any, Any]:
     """The span of each row with the largest sum of start and end score, start <= end.
 
     Args:
         logits: (batch, length, 2) float, scores of start and end; `NOWHERE` at padding.
         max_length: longest span in real tokens; None for any length.
+        unanswerable: position 0 is no token but stands for no span: no other span starts there.
 
     Returns:
         spans (batch, 2) int32, first and last position, and their scores (batch,). A row of padding alone has the span
@@ -36,6 +37,9 @@ def best_spans(logits: Any, max_length: int | None = None) -> tuple[Any, Any]:
     if max_length is not None:
         allowed = ops.logical_and(allowed, apart < max_length)
     allowed = ops.logical_and(allowed, ops.logical_and(real[:, :, None], real[:, None, :]))
+    if unanswerable:
+        token = number > 1
+        allowed = ops.logical_and(allowed, ops.equal(token[:, :, None], token[:, None, :]))
     scores = ops.where(allowed, logits[:, :, None, 0] + logits[:, None, :, 1], 2 * NOWHERE)
     best_end = ops.argmax(scores, axis=2)
     best = ops.max(scores, axis=2)

@@ -17,7 +17,7 @@ from dl_mamba.heads.tasks import NLPTaskType as T
 from dl_mamba.heads.tokens import TokenClassificationHead
 
 
-def _task(head: type[TaskHead], **defaults: str) -> Task:
+def _task(head: type[TaskHead], **defaults: str | bool) -> Task:
     return Task(head, MappingProxyType(defaults))
 
 
@@ -25,7 +25,7 @@ TASKS: dict[T, Task] = {
     T.TOKEN_CLASSIFICATION: _task(TokenClassificationHead),
     T.NAMED_ENTITY_RECOGNITION: _task(TokenClassificationHead),
     T.PART_OF_SPEECH_TAGGING: _task(TokenClassificationHead),
-    T.DEPENDENCY_PARSING: _task(ArcHead),
+    T.DEPENDENCY_PARSING: _task(ArcHead, tree=True),
     T.SEMANTIC_ROLE_LABELING: _task(TokenClassificationHead),
     T.WORD_SENSE_DISAMBIGUATION: _task(TokenClassificationHead),
     T.SEQUENCE_CLASSIFICATION: _task(SequenceClassificationHead),

@@ -96,6 +96,8 @@ class NLPTaskConfig:
         encoding: `"bi"` reads the texts of a pair apart, `"joint"` in one sequence whose `token_type_ids` say which
             text a token belongs to.
         tie_word_embeddings: the embedding is also the matrix of the logits, as it is by default.
+        tree: the arcs of a row form a tree with one root, as they do for dependencies.
+        unanswerable: a text may hold no span; position 0 stands for that then, and tokens count from 1.
         num_labels: another name of `num_classes`.
 
     Raises:
@@ -127,6 +129,8 @@ class NLPTaskConfig:
     similarity: str | None = None
     encoding: str | None = None
     tie_word_embeddings: bool | None = None
+    tree: bool | None = None
+    unanswerable: bool = False
     num_labels: InitVar[int | None] = None
 
     def __post_init__(self, num_labels: int | None) -> None:
@@ -189,7 +193,7 @@ class NLPTaskConfig:
             value = getattr(self, field)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{field}={value!r}; an integer >= 1 or None is needed.")
-        for field in ("use_crf", "tie_word_embeddings"):
+        for field in ("use_crf", "tie_word_embeddings", "tree", "unanswerable"):
             if getattr(self, field) not in (True, False, None):
                 raise ValueError(f"{field}={getattr(self, field)!r}; True or False is needed.")
 

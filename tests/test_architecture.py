@@ -34,7 +34,7 @@ ROOMS = (
 )
 MAPPED = {"dl_mamba.heads": "heads", "dl_mamba.variants": "variants"}
 OPTIONAL = (
-    *("matplotlib", "pandas", "typer", "rich", "sklearn", "scipy"),
+    *("matplotlib", "pandas", "typer", "rich", "sklearn", "scipy", "nervaluate", "conllu"),
     *("keras_hub", "transformers", "safetensors", "huggingface_hub", "tokenizers"),
     *("triton", "jax_triton"),
 )

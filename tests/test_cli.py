@@ -184,7 +184,7 @@ def test_generate_prints_the_prompt_and_what_follows_and_counts_tokens(language_
 
 BAD_GENERATION = [
     (("nowhere.keras",), "nowhere.keras does not exist"),
-    (("classifier.keras",), "holds a Sequential; a MambaCausalLM or Mamba2CausalLM is needed"),
+    (("classifier.keras",), "holds a Sequential; a MambaCausalLM, Mamba2CausalLM or TaskModel is needed"),
     (("lm.keras", "--max-new-tokens", "0"), "max_new_tokens=0; an integer >= 1 is needed"),
     (("lm.keras", "--top-p", "2"), "top_p=2.0; a number > 0 and <= 1 is needed"),
     (("lm.keras", "--tokenizer", "empty"), "empty gives no tokenizer"),

@@ -48,7 +48,9 @@ def test_padding_on_either_side_changes_nothing_that_a_head_says(case):
     for side, length, filler in (("right", LENGTH, 50.0), ("left", LENGTH, -50.0), ("left", LENGTH + 2, 1.0)):
         output = run(head, features_of(inputs_of(task, side, length), filler))
         if task.use_crf:  # what the chain says, for it has start and end scores at its ends
-            rows = [head.decode(output)[i][place] for i, place in enumerate(places(side, length))]
+            labels, real = head.decode(output), places(side, length)
+            assert all((np.delete(row, place) == -100).all() for row, place in zip(labels, real, strict=True))
+            rows = [labels[i][place] for i, place in enumerate(real)]
         else:
             rows = at_real_tokens(output, task, side, length)
         wanted = wanted or rows

@@ -256,7 +256,7 @@ def test_a_damaged_or_foreign_model_file_is_refused(tmp_path):
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save(tmp_path / "foreign.keras")
     for name, message in [("text.keras", "is no .keras file"), ("foreign.keras", "holds a Sequential")]:
         with pytest.raises(InputError, match=message):
-            prediction.load_classifier(tmp_path / name)
+            prediction.load_trained(tmp_path / name)
 
 
 def test_confusion_counts_have_true_classes_as_rows():

@@ -1,4 +1,4 @@
-"""The command `dl-mamba`: demo, train, predict, generate, convert, inspect, variants, info."""
+"""The command `dl-mamba`: demo, train, predict, evaluate, generate, convert, inspect, variants, info."""
 
 from __future__ import annotations
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dl_mamba import BACKEND, REASON
+from dl_mamba.cli import options
+from dl_mamba.cli.session import session, show
 
 app = typer.Typer(
     help="Mamba state-space models for Keras 3: train a classifier from a file, use it, look around.",
@@ -22,14 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Data = Annotated[Path, typer.Option(help="Training data: .csv, .tsv, .jsonl or .parquet.", show_default=False)]
-Column = Annotated[str | None, typer.Option(help="Name of the column in the file's header.", show_default=False)]
-Family = Annotated[str | None, typer.Option(help="mamba or mamba2.", show_default=False)]
-Source = Annotated[
-    str, typer.Argument(help="Folder, hub repository such as state-spaces/mamba-130m-hf, or .keras file.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False)]
 
 
 @app.command()
@@ -39,14 +28,14 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of weights, split and order.")] = 0,
 ) -> None:
     """Learn handwritten digits, save the model, load it in a new process, compare, draw."""
-    with _session():
+    with session():
         from dl_mamba.pipelines.demo import run_demo
         from dl_mamba.pipelines.progress import RichProgress
 
         with RichProgress() as progress:
             report = run_demo(out, callbacks=[progress], epochs=epochs, seed=seed)
     metrics = report.metrics
-    _show(
+    show(
         {
             "held-out accuracy": f"{report.accuracy:.2%} of {report.examples} digits",
             "parameters": f"{metrics['parameters']:,}",
@@ -63,11 +52,16 @@ def demo(
 
 @app.command()
 def train(
-    data: Data,
+    data: options.Data = None,
+    task: options.Task = None,
+    tasks: Annotated[Path | None, typer.Option(help="Several tasks: a TOML or JSON file.", show_default=False)] = None,
     valid: Annotated[Path | None, typer.Option(help="Validation data; a part of --data if not given.")] = None,
     test: Annotated[Path | None, typer.Option(help="Test data, scored once at the end.")] = None,
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.keras"),
-    family: Family = None,
+    init: Annotated[str | None, typer.Option(help="Pretrained: folder, hub repository or .keras file.")] = None,
+    lora: Annotated[int | None, typer.Option(help="Train adapters of this rank in place of the backbone.")] = None,
+    bidirectional: options.Directions = None,
+    family: options.Family = None,
     variant: Annotated[str | None, typer.Option(help="Size: see dl-mamba variants.", show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, at most.", show_default=False)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.", show_default=False)] = None,
@@ -75,51 +69,76 @@ def train(
     dropout: Annotated[float | None, typer.Option(help="Dropout rate, 0 to below 1.", show_default=False)] = None,
     pooling: Annotated[str | None, typer.Option(help="mean, last, max or attention.", show_default=False)] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without a gain before it stops.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest text in bytes; the rest is cut.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest text in tokens; the rest is cut.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, split and order.")] = 0,
-    text_column: Column = None,
-    label_column: Column = None,
+    text_column: options.Column = None,
+    label_column: options.Column = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also fit a bag-of-words logistic regression.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the run's state; go on if it was killed.")] = False,
 ) -> None:
-    """Train a classifier of texts, or of rows of numbers, and write it as one .keras file."""
+    """Train a model for a task, or for several, and write it as one .keras file.
+
+    Without --task it classifies texts, or rows of numbers. docs/data_formats.md has the format of each task's data.
+    """
     changes = {"family": family, "variant": variant, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     changes |= {"learning_rate": learning_rate, "dropout_rate": dropout, "pooling": pooling, "patience": patience}
-    files = {"valid": valid, "test": test, "out": out, "text_column": text_column, "label_column": label_column}
-    with _session():
+    changes |= {"max_length": max_length, "init": init, "lora": lora, "bidirectional": bidirectional, "resume": resume}
+    files = {"data": data, "valid": valid, "test": test, "text_column": text_column, "label_column": label_column}
+    with session():
         from dl_mamba.pipelines.progress import RichProgress
-        from dl_mamba.pipelines.training import train as run
+        from dl_mamba.pipelines.runs import run
 
         with RichProgress() as progress:
-            kept = {"baseline": baseline, "resume": resume, "callbacks": [progress], "max_length": max_length}
-            outcome = run(data, **files, **kept, **changes)
+            outcome = run(task, tasks, files, out=out, baseline=baseline, callbacks=[progress], **changes)
     for note in outcome.notes:
         print(note, file=sys.stderr)
-    _show(_training_lines(outcome))
+    show(_training_lines(outcome))
 
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model file that dl-mamba train wrote.", show_default=False)],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to classify.")] = None,
-    data: Annotated[Path | None, typer.Option(help="File to classify: .csv, .tsv, .jsonl or .parquet.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File for all probabilities: .csv, .jsonl or .parquet.")] = None,
-    text_column: Column = None,
-    label_column: Column = None,
+    model: options.Model,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to read.")] = None,
+    data: Annotated[Path | None, typer.Option(help="File to read, in the format of the task.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for all results: .jsonl; .csv or .parquet of classes.")] = None,
+    task: options.Name = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a task that continues texts.")] = 100,
+    text_column: options.Column = None,
+    label_column: options.Column = None,
 ) -> None:
-    """Print the label and its probability for each text, or for each row of a file."""
-    with _session():
+    """Print the label and its probability for each text or row of a file, or the answer of another task as JSON."""
+    with session():
+        from dl_mamba.pipelines.prediction import Predictions
         from dl_mamba.pipelines.prediction import predict as run
 
         columns = {"text_column": text_column, "label_column": label_column}
-        found = run(model, texts or (), data=data, out=out, **columns)
+        found = run(model, texts or (), data=data, out=out, task=task, max_new_tokens=max_new_tokens, **columns)
+    lines = found.lines()
     if out is None:
-        for label, row, given in zip(found.labels, found.probabilities, found.inputs, strict=True):
-            print(f"{label}\t{row.max():.4f}" + (f"\t{given}" if isinstance(given, str) else ""))
+        print("\n".join(lines))
     else:
-        print(f"wrote {len(found.labels)} predictions to {out}")
-    if found.accuracy is not None:
+        print(f"wrote {len(lines)} predictions to {out}")
+    if isinstance(found, Predictions) and found.accuracy is not None:
         print(f"accuracy {found.accuracy:.4f} of {len(found.labels)}", file=sys.stderr)
+
+
+@app.command()
+def evaluate(
+    model: options.Model,
+    data: Annotated[Path, typer.Option(help="Labelled data, in the format of the task.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json, classes.csv and figures.")] = Path("report"),
+    task: options.Name = None,
+    text_column: options.Column = None,
+    label_column: options.Column = None,
+) -> None:
+    """Score a model on labelled data: metrics, a table of the classes, and figures."""
+    with session():
+        from dl_mamba.pipelines.evaluation import evaluate as run
+
+        found = run(model, data, out, task=task, text_column=text_column, label_column=label_column)
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    show({**_flat(found.metrics), **{f"{name} file": str(file) for name, file in found.files.items()}})
 
 
 @app.command()
@@ -136,11 +155,11 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text at which it ends; may be given again.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of a checkpoint's model; float32 if not given.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, if not beside the weights.")] = None,
-    revision: Revision = None,
+    revision: options.Revision = None,
 ) -> None:
     """Continue a text, token by token; greedy unless an option draws."""
     filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-    with _session():
+    with session():
         from dl_mamba.pipelines.generation import Continuation, load_language_model, sampler_of
 
         sampler = sampler_of(temperature, repetition_penalty, **filters)
@@ -156,30 +175,30 @@ def generate(
 
 @app.command()
 def convert(
-    source: Source,
+    source: options.Source,
     destination: Annotated[str, typer.Argument(help="Folder to write, or a .keras file.", show_default=False)],
     format: Annotated[str | None, typer.Option(help="hf, mamba_ssm or keras; by the name of DESTINATION.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as it is if not given.")] = None,
-    revision: Revision = None,
+    revision: options.Revision = None,
 ) -> None:
     """Write a published checkpoint in another format."""
-    with _session(say=False):
+    with session(say=False):
         from dl_mamba.pipelines.checkpoints import convert as run
 
         lines = run(source, destination, format=format, dtype=dtype, revision=revision)
-    _show(lines)
+    show(lines)
 
 
 @app.command()
-def inspect(source: Source, revision: Revision = None) -> None:
+def inspect(source: options.Source, revision: options.Revision = None) -> None:
     """Show config and tensors of a published checkpoint, and what would be loaded as what."""
-    with _session(say=False):
+    with session(say=False):
         from dl_mamba.pipelines.checkpoints import inspect as run
         from dl_mamba.weights import Checkpoint, resolve
 
         checkpoint = Checkpoint(resolve(source, revision))
         found = run(checkpoint)
-        _show({**found.lines, "options": ", ".join(f"{name}={value!r}" for name, value in found.options.items())})
+        show({**found.lines, "options": ", ".join(f"{name}={value!r}" for name, value in found.options.items())})
         rows = [(f"{count}x", *cells) for count, *cells in found.tensors]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -188,9 +207,9 @@ def inspect(source: Source, revision: Revision = None) -> None:
 
 
 @app.command()
-def variants(family: Family = None) -> None:
+def variants(family: options.Family = None) -> None:
     """List the sizes that --variant takes."""
-    with _session(say=False):
+    with session(say=False):
         from dl_mamba.pipelines.environment import variant_rows
 
         rows = variant_rows(family)
@@ -203,11 +222,11 @@ def variants(family: Family = None) -> None:
 @app.command()
 def info() -> None:
     """Show versions, backend, devices and the implementations of each op."""
-    with _session():
+    with session():
         from dl_mamba.pipelines.environment import describe
 
         found = describe()
-    _show(
+    show(
         {
             **found["versions"],
             "devices": ", ".join(found["devices"]),
@@ -217,52 +236,31 @@ def info() -> None:
     )
 
 
-@contextmanager
-def _session(say: bool = True) -> Iterator[None]:
-    """Says which backend runs; a user's mistake becomes one line and exit code 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    signal.signal(signal.SIGTERM, _terminate)
-    if say:
-        print(f"backend: {BACKEND} ({REASON})", file=sys.stderr)
-    from dl_mamba.pipelines.errors import InputError
-    from dl_mamba.weights import CheckpointError
-
-    try:
-        yield
-    except (InputError, CheckpointError) as error:
-        _fail(error)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    """End at once, and leave nothing half-written: an exception would be lost where Python code runs in a callback."""
-    from dl_mamba.weights.publishing import discard_unfinished
-
-    discard_unfinished()
-    Console(stderr=True).show_cursor()
-    os._exit(128 + number)
-
-
-def _fail(error: Exception) -> None:
-    print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise typer.Exit(2) from error
-
-
 def _training_lines(outcome: Any) -> dict[str, str]:
     metrics = outcome.metrics
+    start = metrics.get("init", f"{metrics['recipe']['family']} {metrics['recipe']['variant']}")
     lines = {
-        "model": f"{metrics['recipe']['family']} {metrics['recipe']['variant']}, {metrics['parameters']:,} parameters",
+        "model": f"{start}, {metrics['parameters']:,} parameters",
         "epochs": f"{len(metrics['history']['loss'])}, best {metrics['best_epoch']}, {metrics['seconds']:.0f} s",
     }
+    if "trainable" in metrics:
+        lines["trained"] = f"{metrics['trainable']:,} weights"
     for part in ("train", "valid", "test"):
-        if part in metrics:
-            lines[f"{part} accuracy"] = f"{metrics[part]['accuracy']:.4f} of {metrics[part]['examples']}"
+        for name, value in metrics.get(part, {}).items():
+            if name not in ("examples", "loss"):
+                lines[f"{part} {name.replace('_', ' ')}"] = f"{value:.4f} of {metrics[part]['examples']}"
     if "baseline" in metrics:
         lines["bag of words"] = f"{metrics['baseline']['accuracy']:.4f} on {metrics['baseline']['scored_on']}"
     return {**lines, **{f"{name} file": str(file) for name, file in outcome.files.items()}}
 
 
-def _show(lines: dict[str, str]) -> None:
-    table = Table(show_header=False, box=None)
-    for name, value in lines.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    Console(soft_wrap=True).print(table)
+def _flat(metrics: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Metrics as lines; those inside another one behind its name."""
+    lines = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{before}{name} ")
+        else:
+            shown = f"{value:.4f}" if isinstance(value, float) else "none" if value is None else f"{value:,}"
+            lines[f"{before}{name}".replace("_", " ")] = shown
+    return lines

@@ -5,7 +5,16 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-EXTRAS = {"pandas": "data", "pyarrow": "data", "matplotlib": "plots", "sklearn": "demo", "rich": "cli", "typer": "cli"}
+EXTRAS = {
+    "pandas": "data",
+    "pyarrow": "data",
+    "matplotlib": "plots",
+    "sklearn": "eval",
+    "nervaluate": "eval",
+    "conllu": "eval",
+    "rich": "cli",
+    "typer": "cli",
+}
 
 
 class InputError(ValueError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dl_mamba.generation import Greedy, Sampler
+from dl_mamba.heads.task_model import TaskModel
 from dl_mamba.models.causal_lm import CausalLM
 from dl_mamba.pipelines.checkpoints import MODELS
 from dl_mamba.pipelines.errors import InputError
@@ -99,13 +100,21 @@ def load_language_model(
         raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
     own = None if tokenizer is None else _tokenizer(Path(tokenizer))
     if Path(source).suffix == ".keras":
-        model = load_model(source, (CausalLM,), "a MambaCausalLM or Mamba2CausalLM")
+        model = load_model(source, (CausalLM, TaskModel), "a MambaCausalLM, Mamba2CausalLM or TaskModel")
+        model = _of_task(model, source) if isinstance(model, TaskModel) else model
     else:
         checkpoint = Checkpoint(resolve(source, revision))
         model = MODELS[type(checkpoint.config)].from_pretrained(checkpoint.folder, dtype=dtype)
     if own is not None:
         model.tokenizer = own
     return model
+
+
+def _of_task(model: TaskModel, source: str | Path) -> CausalLM:
+    try:
+        return model.to_causal_lm()
+    except ValueError as error:
+        raise InputError(f"{source} continues no texts: {error}") from error
 
 
 def sampler_of(temperature: float | None, repetition_penalty: float | None, **filters: Any) -> Sampler:

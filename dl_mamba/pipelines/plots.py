@@ -12,7 +12,7 @@ from dl_mamba.pipelines.errors import require
 
 
 def draw_learning_curve(history: Mapping[str, Sequence[float]], path: Path, best_epoch: int | None = None) -> None:
-    """Loss and accuracy by epoch, for training and validation data, as a PNG.
+    """Loss and the first other metric by epoch, for training and validation data, as a PNG.
 
     Args:
         history: `loss`, `accuracy`, `val_loss`, `val_accuracy` of each epoch, as Keras's `History` has them.
@@ -29,15 +29,17 @@ def draw_learning_curve(history: Mapping[str, Sequence[float]], path: Path, best
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     draw_learning_curve({"loss": [1.0, 0.5], "accuracy": [0.5, 0.8]}, pathlib.Path(folder, "curve.png"))
     """
-    figure, axes = _figure(1, 2, (9, 3.5))
-    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+    others = [name for name in history if not name.startswith("val_") and not name.endswith("loss")]
+    metrics = ["loss", *others[:1]]
+    figure, axes = _figure(1, len(metrics), (4.5 * len(metrics), 3.5))
+    for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         for name, label in ((metric, "training"), (f"val_{metric}", "validation")):
             if name in history:
                 axis.plot(range(1, len(history[name]) + 1), history[name], marker=".", label=label)
         if best_epoch is not None:
             axis.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
         axis.set_xlabel("epoch")
-        axis.set_ylabel({"loss": "cross-entropy (nats)", "accuracy": "accuracy"}[metric])
+        axis.set_ylabel(metric.replace("_", " "))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
@@ -100,6 +102,66 @@ def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: 
         if count:
             color = "white" if dark[row, column] else "black"
             axis.text(column, row, str(count), ha="center", va="center", color=color)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def draw_calibration(
+    confidence: np.ndarray, right: np.ndarray, share: np.ndarray, path: Path, ece: float = 0.0
+) -> None:
+    """Share of right answers against confidence, as a PNG; a perfectly calibrated model lies on the diagonal.
+
+    Args:
+        confidence, right, share: (bins,) mean confidence, share of right answers, share of all items.
+        path: the file to write.
+        ece: expected calibration error, for the title.
+
+    Raises:
+        InputError: matplotlib is not installed.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from dl_mamba.pipelines.plots import draw_calibration
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     draw_calibration(np.array([0.7]), np.array([0.6]), np.ones(1), pathlib.Path(folder, "calibration.png"))
+    """
+    figure, axis = _figure(1, 1, (4.2, 4.2))
+    axis.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    axis.bar(confidence, share, width=0.05, color="lightgrey", label="share of the answers")
+    axis.plot(confidence, right, marker="o", label="right")
+    axis.set_xlabel("confidence")
+    axis.set_ylabel("share of right answers")
+    axis.set_title(f"expected calibration error {ece:.3f}")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.legend()
+    figure.savefig(path, dpi=120, format="png")
+
+
+def draw_values(true: np.ndarray, predicted: np.ndarray, path: Path) -> None:
+    """Predicted numbers against the true ones, as a PNG.
+
+    Args:
+        true, predicted: (items,) float.
+        path: the file to write.
+
+    Raises:
+        InputError: matplotlib is not installed.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from dl_mamba.pipelines.plots import draw_values
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     draw_values(np.arange(3.0), np.ones(3), pathlib.Path(folder, "values.png"))
+    """
+    figure, axis = _figure(1, 1, (4.2, 4.2))
+    axis.plot([true.min(), true.max()], [true.min(), true.max()], color="grey", linestyle=":")
+    axis.plot(true, predicted, marker=".", linestyle="")
+    axis.set_xlabel("true value")
+    axis.set_ylabel("predicted value")
     figure.savefig(path, dpi=120, format="png")
 
 

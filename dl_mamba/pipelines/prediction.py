@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from dl_mamba.heads.sequence_classifier import SequenceClassifier
+from dl_mamba.heads.task_model import TaskModel
 from dl_mamba.heads.text_classifier import Classifier, TextClassifier
+from dl_mamba.pipelines.answers import Answers, answer
 from dl_mamba.pipelines.errors import InputError, require
 from dl_mamba.pipelines.files import check_destination, load_model
-from dl_mamba.pipelines.tables import read_examples
+from dl_mamba.pipelines.tables import Examples, read_examples
 from dl_mamba.weights.publishing import published
 
 KINDS = {"text": TextClassifier, "numbers": SequenceClassifier}
@@ -52,9 +54,15 @@ class Predictions:
             return None
         return float(np.mean([true == given for true, given in zip(self.true_labels, self.labels, strict=True)]))
 
+    def lines(self) -> list[str]:
+        """Label, its probability and the text, if it is one, of each input, divided by tabs."""
+        rows = zip(self.labels, self.probabilities, self.inputs, strict=True)
+        texts = [(label, row.max(), f"\t{given}" if isinstance(given, str) else "") for label, row, given in rows]
+        return [f"{label}\t{most:.4f}{text}" for label, most, text in texts]
 
-def load_classifier(path: str | Path) -> Classifier:
-    """A classifier from a file that `train` wrote.
+
+def load_trained(path: str | Path) -> Classifier | TaskModel:
+    """A model from a file that `dl-mamba train` wrote.
 
     Args:
         path: a `.keras` file.
@@ -64,15 +72,29 @@ def load_classifier(path: str | Path) -> Classifier:
 
     Example:
 
-    >>> from dl_mamba.pipelines.prediction import load_classifier
-    >>> load_classifier("nowhere.keras")
+    >>> from dl_mamba.pipelines.prediction import load_trained
+    >>> load_trained("nowhere.keras")
     Traceback (most recent call last):
         ...
     dl_mamba.pipelines.errors.InputError: nowhere.keras does not exist, or is no file.
     """
-    return load_model(
-        path, tuple(KINDS.values()), "a TextClassifier or SequenceClassifier, as `dl-mamba train` writes,"
-    )
+    kinds = (*KINDS.values(), TaskModel)
+    return load_model(path, kinds, "a TextClassifier, SequenceClassifier or TaskModel, as `dl-mamba train` writes,")
+
+
+def classifier_examples(
+    model: Classifier, path: str | Path, data: str | Path, columns: Mapping[str, Any], labelled: bool
+) -> Examples:
+    """The examples of a file, of the kind that a classifier reads.
+
+    Raises:
+        InputError: the file cannot be read, or is of the other kind.
+    """
+    examples = read_examples(data, **columns, labelled=labelled)
+    if not isinstance(model, KINDS[examples.kind]):
+        wanted = "text" if isinstance(model, TextClassifier) else "sequences of numbers"
+        raise InputError(f"{data} holds {examples.kind}; {path} reads {wanted}.")
+    return examples
 
 
 def predict(
@@ -83,9 +105,11 @@ def predict(
     out: str | Path | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    task: str | None = None,
+    max_new_tokens: int = 100,
     batch_size: int = 64,
-) -> Predictions:
-    """Labels and probabilities of texts, or of the rows of a file.
+) -> Predictions | Answers:
+    """Labels and probabilities of texts, or of the rows of a file; answers of a model of other tasks.
 
     Args:
         model: a `.keras` file that `train` wrote.
@@ -93,6 +117,8 @@ def predict(
         data: a file to read instead; see `read_examples`. Its labels may be missing.
         out: a CSV, JSONL or Parquet file for the predictions and the probability of every class.
         text_column, label_column: names of columns in `data`.
+        task: name of the task, for a model of several.
+        max_new_tokens: of a task that continues texts.
         batch_size: inputs in a batch.
 
     Raises:
@@ -106,20 +132,21 @@ def predict(
         ...
     dl_mamba.pipelines.errors.InputError: nowhere.keras does not exist, or is no file.
     """
+    columns = {"text_column": text_column, "label_column": label_column}
     if out is not None:
         check_destination(out, OUT_SUFFIXES)
     if bool(texts) == (data is not None):
         raise InputError("give either texts or a data file, one of the two.")
-    classifier = load_classifier(model)
+    classifier = load_trained(model)
+    if isinstance(classifier, TaskModel):
+        return answer(classifier, texts, data, out, task, columns, max_new_tokens=max_new_tokens)
+    if task is not None:
+        raise InputError(f"{model} is a classifier with one task; leave task={task!r} out.")
     if data is None and not isinstance(classifier, TextClassifier):
         raise InputError(f"{model} reads sequences of numbers; give them as a file with --data.")
     inputs, true_labels = list(texts), None
     if data is not None:
-        columns = {"text_column": text_column, "label_column": label_column}
-        examples = read_examples(data, **columns, labelled=label_column is not None)
-        if not isinstance(classifier, KINDS[examples.kind]):
-            wanted = "text" if isinstance(classifier, TextClassifier) else "sequences of numbers"
-            raise InputError(f"{data} holds {examples.kind}; {model} reads {wanted}.")
+        examples = classifier_examples(classifier, model, data, columns, label_column is not None)
         inputs, true_labels = examples.inputs, examples.labels
     labels, probabilities = classifier.classify(inputs, batch_size=batch_size)
     predictions = Predictions(inputs, labels, probabilities, list(classifier.label_names), true_labels)

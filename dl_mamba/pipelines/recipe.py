@@ -97,6 +97,9 @@ class Recipe:
 
 TEXT = Recipe(pooling="max")
 NUMBERS = Recipe(dropout_rate=0.1, epochs=40, patience=10, batch_size=32, max_length=None)
+TASK = Recipe(dropout_rate=0.1, batch_size=32, max_length=None)
+FINE_TUNING = {"learning_rate": 2e-4, "merge_dropout": 0.0, "token_dropout": 0.0}  # of pretrained weights
+ADAPTERS = {"learning_rate": 1e-3}  # they are few, and start at zero
 DIGITS = Recipe(  # a convolution of 9 taps reaches the pixel above, 8 steps back
     options={"chunk_size": 16, "d_conv": 9},
     dropout_rate=0.1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -32,6 +32,18 @@ def class_names(examples: Examples) -> list[str]:
     names = set(examples.labels)
     if len(names) < 2:
         raise InputError(f"{examples.source} has one class only, {names.pop()!r}; two or more are needed to train.")
+    return in_order(names)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes, numbers in their own order and words in the alphabet's.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.splits import in_order
+    >>> in_order({"10", "9"})
+    ['9', '10']
+    """
     whole = all(name.removeprefix("-").isdecimal() for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if whole else str)
 

@@ -102,15 +102,59 @@ def _list(columns: list[str]) -> str:
     return f"Its columns are: {', '.join(shown)}."
 
 
-def _read(path: Path) -> Any:
-    """The file as a pandas frame; its columns are numbers where a header is still to be found."""
-    if path.suffix.lower() not in SUFFIXES:
+def check_source(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a file that is missing, empty, or of another ending.
+
+    Raises:
+        InputError: says which.
+    """
+    if path.suffix.lower() not in suffixes:
         ending = path.suffix or "nothing"
-        raise InputError(f"{path} ends in {ending!r}; a file that ends in one of {', '.join(SUFFIXES)} is needed.")
+        raise InputError(f"{path} ends in {ending!r}; a file that ends in one of {', '.join(suffixes)} is needed.")
     if not path.is_file():
         raise InputError(f"{path} does not exist, or is no file.")
     if not path.stat().st_size:
         raise InputError(f"{path} is empty.")
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    r"""The rows of a table with a header (or of a JSONL or Parquet file); what a row does not have is left out.
+
+    Raises:
+        InputError: the file cannot be read, or is empty.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> from dl_mamba.pipelines.tables import read_table
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "pairs.csv")
+    ...     _ = file.write_text("text_a,text_b\none,two\n")
+    ...     read_table(file)
+    [{'text_a': 'one', 'text_b': 'two'}]
+    """
+    frame = _read(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        frame = frame.iloc[1:].set_axis([str(cell).strip() for cell in frame.iloc[0]], axis=1)
+    if not len(frame):
+        raise InputError(f"{path} has a header and no rows.")
+    return [
+        {name: _plain(cell) for name, cell in row.items() if not _missing(cell)} for row in frame.to_dict("records")
+    ]
+
+
+def _missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and cell != cell)
+
+
+def _plain(cell: Any) -> Any:
+    """Lists and numbers of Python, where Parquet gives arrays and NumPy's own."""
+    return cell.tolist() if isinstance(cell, np.ndarray | np.generic) else cell
+
+
+def _read(path: Path) -> Any:
+    """The file as a pandas frame; its columns are numbers where a header is still to be found."""
+    check_source(path, SUFFIXES)
     pandas = require("pandas", f"reading {path.name}")
     try:
         return READERS[path.suffix.lower()](pandas, path)

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from dl_mamba.heads.text_classifier import Classifier
-from dl_mamba.pipelines import fitting, plots
+from dl_mamba.pipelines import fitting, plots, starts
 from dl_mamba.pipelines.baseline import bag_of_words_accuracy
 from dl_mamba.pipelines.environment import versions
 from dl_mamba.pipelines.errors import InputError
@@ -63,6 +63,10 @@ def train(
     label_column: str | None = None,
     baseline: bool = False,
     resume: bool = False,
+    task: str = "sequence_classification",
+    init: str | Path | None = None,
+    lora: int | None = None,
+    bidirectional: bool = False,
     recipe: Recipe | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **changes: Any,
@@ -80,6 +84,10 @@ def train(
         text_column, label_column: names of columns.
         resume: write the state of the run after each epoch (`.resume.npz` beside `out`), and go on from it if it is
             there; it is removed at the end. A run that was killed then ends as if it had not been.
+        task: the type of the task; it goes into the model's config. Of text alone, as the next three.
+        init: a pretrained checkpoint (folder or hub repository) or a language model's .keras file to start from.
+        lora: rank of adapters that are trained in place of the backbone; they are merged at the end.
+        bidirectional: read in both directions.
         baseline: also fit a bag-of-words logistic regression on the same training examples, for text.
         recipe: how to train; by default `TEXT` or `NUMBERS` of `dl_mamba.pipelines.recipe`.
         callbacks: further Keras callbacks.
@@ -106,10 +114,17 @@ def train(
     columns = {"text_column": text_column, "label_column": label_column}
     files = {"train": data, "valid": valid, "test": test}
     examples = {name: read_examples(file, **columns) for name, file in files.items() if file is not None}
-    recipe = (recipe or RECIPES[examples["train"].kind]).adjusted(**changes)
+    recipe = starts.recipe_of(recipe or RECIPES[examples["train"].kind], init, lora, changes)
+    if examples["train"].kind != "text" and (init is not None or lora is not None or bidirectional):
+        raise InputError(f"{data} holds numbers; a pretrained start, adapters and two directions are for text.")
     names, parts = _parts(examples, recipe)
     state = out.with_suffix(".resume.npz") if resume else None
-    model, history = _fitted(examples["train"].kind, parts, names, recipe, callbacks, state)
+    options = {"task_type": task, "bidirectional": bidirectional, "start": starts.load(init)}
+    model = _built(examples["train"].kind, parts, names, recipe, options)
+    share = starts.adapt(model, lora)
+    about = {name: _fingerprint(parts[name]) for name in ("train", "valid")} | {"init": str(init), "lora": lora}
+    history = fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks, state, about)
+    starts.merge(model, lora)
     scores = {name: fitting.score(model, *part, recipe.batch_size) for name, part in parts.items()}
     predicted = {name: result.pop("predicted") for name, result in scores.items()}
     held = "test" if test is not None else "valid"
@@ -118,6 +133,7 @@ def train(
         "kind": examples["train"].kind,
         "classes": names,
         "parameters": model.count_params(),
+        **starts.described(init, share),
         **scores,
         "best_epoch": int(np.argmax(history["val_accuracy"])) + 1,
         "history": history,
@@ -127,7 +143,7 @@ def train(
     }
     if baseline:
         metrics["baseline"] = {"scored_on": held, "accuracy": _baseline(examples["train"], parts, held)}
-    written, notes = _write(model, metrics, out)
+    written, notes = write_model(model, metrics, out)
     if state is not None:
         state.unlink(missing_ok=True)
     return Outcome(model, metrics, written, predicted, notes)
@@ -154,21 +170,11 @@ def _split(classes: np.ndarray, recipe: Recipe, source: str) -> tuple[np.ndarray
     return large, small
 
 
-def _fitted(
-    kind: str,
-    parts: dict[str, Part],
-    names: list[str],
-    recipe: Recipe,
-    callbacks: Sequence[keras.callbacks.Callback],
-    state: Path | None,
-) -> tuple[Classifier, dict[str, list[float]]]:
+def _built(kind: str, parts: dict[str, Part], names: list[str], recipe: Recipe, options: dict[str, Any]) -> Classifier:
     keras.utils.set_random_seed(recipe.seed)
     if kind == "text":
-        model = fitting.build_text_classifier(recipe, parts["train"].inputs, names)
-    else:
-        model = fitting.build_number_classifier(recipe, parts["train"].inputs, names)
-    about = {name: _fingerprint(parts[name]) for name in ("train", "valid")}
-    return model, fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks, state, about)
+        return fitting.build_text_classifier(recipe, parts["train"].inputs, names, **options)
+    return fitting.build_number_classifier(recipe, parts["train"].inputs, names)
 
 
 def _fingerprint(part: Part) -> str:
@@ -186,7 +192,8 @@ def _baseline(examples: Examples, parts: dict[str, Part], held: str) -> float:
     return bag_of_words_accuracy(parts["train"], parts[held])
 
 
-def _write(model: Classifier, metrics: dict[str, Any], out: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+def write_model(model: Any, metrics: dict[str, Any], out: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The model's file, its metrics and its learning curve, all at once; and lines about what was left out."""
     files = {"model": out, "metrics": out.with_suffix(".metrics.json"), "curve": out.with_suffix(".curve.png")}
     notes = ()
     with published(out.parent) as staging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -57,6 +58,38 @@ class Tokenizer:
     def ids(self, text: str) -> list[int]:
         """The ids of one text, whatever its length."""
         raise NotImplementedError
+
+    def ids_of_words(self, words: Iterable[str]) -> list[list[int]]:
+        """The ids of each word of a text whose words are known, as they stand there: behind a space.
+
+        Example:
+
+        >>> from dl_mamba.tokenizers import ByteTokenizer
+        >>> ByteTokenizer().ids_of_words(["so", "a"])
+        [[115, 111], [32, 97]]
+        """
+        return [self.ids(f" {word}" if place else word) for place, word in enumerate(words)]
+
+    def ids_and_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of a text, and where each stands in it: (tokens, 2), its first letter and the one behind its last.
+
+        Example:
+
+        >>> from dl_mamba.tokenizers import BytePairTokenizer
+        >>> ids, offsets = BytePairTokenizer([(32, 110)]).ids_and_offsets("no é")
+        >>> offsets.tolist()
+        [[0, 1], [1, 2], [2, 3], [3, 4], [3, 4]]
+        """
+        ids = self.ids(text)
+        letters = [len(letter.encode("utf-8", errors="replace")) for letter in text]
+        letter_of_byte = np.repeat(np.arange(len(text)), letters)
+        ends = np.cumsum([0] + [len(self.token_bytes(token)) for token in ids])
+        ends = np.clip(
+            ends - (ends[-1] - len(letter_of_byte)), 0, None
+        )  # a tokenizer's own space in front is no letter
+        of = lambda byte: int(letter_of_byte[byte]) if byte < len(letter_of_byte) else len(text)  # noqa: E731
+        starts = [[of(start), of(end - 1) + 1 if end > start else of(start)] for start, end in pairwise(ends)]
+        return ids, np.array(starts, int).reshape(-1, 2)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for."""

@@ -84,6 +84,9 @@ class BytePairTokenizer(Tokenizer):
     def ids(self, text: str) -> list[int]:
         return [token for piece in _pieces(text) for token in self._merged(piece)]
 
+    def ids_of_words(self, words: Iterable[str]) -> list[list[int]]:
+        return [self.ids(word) for word in words]  # the space is there already
+
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]
 

@@ -64,6 +64,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids
 
+    def ids_and_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        found = self._tokenizer.encode(text)
+        return found.ids, np.array(found.offsets, int).reshape(-1, 2)
+
     def decode(self, input_ids: Iterable[Any], attention_mask: Any = None) -> list[str]:
         """The texts of a batch of ids, special tokens and ids beyond the vocabulary left out."""
         rows = [np.asarray(row) for row in input_ids]
