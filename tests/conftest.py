@@ -1,5 +1,8 @@
 """Settings of every test process."""
 
+import os
+import tempfile
+
 import keras
 import pytest
 
@@ -10,6 +13,20 @@ if keras.backend.backend() == "jax":
 
     # The tests compile hundreds of small programs once each. Those that compare the optimised program ask for it.
     jax.config.update("jax_disable_most_optimizations", True)
+
+PROGRAMS = "DL_MAMBA_TEST_PROGRAMS"
+
+
+def pytest_configure(config):
+    """On JAX the processes of one run share what they compile, in a folder that goes at its end."""
+    if keras.backend.backend() != "jax":
+        return
+    if PROGRAMS not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="dl-mamba-tests-")
+        os.environ[PROGRAMS] = folder.name
+        config.add_cleanup(lambda: (os.environ.pop(PROGRAMS), folder.cleanup()))
+    jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture
