@@ -1,4 +1,4 @@
-"""Figures of a run: the learning curve, and which class was taken for which."""
+"""Figures of a run as PNG files: the learning curve, and which class was taken for which."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dl_mamba import viz
 from dl_mamba.pipelines.errors import require
 
 
 def draw_learning_curve(history: Mapping[str, Sequence[float]], path: Path, best_epoch: int | None = None) -> None:
-    """Loss and accuracy by epoch, for training and validation data, as a PNG.
+    """Loss and accuracy by epoch, for training and validation data.
 
     Args:
         history: `loss`, `accuracy`, `val_loss`, `val_accuracy` of each epoch, as Keras's `History` has them.
@@ -29,48 +30,17 @@ def draw_learning_curve(history: Mapping[str, Sequence[float]], path: Path, best
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     draw_learning_curve({"loss": [1.0, 0.5], "accuracy": [0.5, 0.8]}, pathlib.Path(folder, "curve.png"))
     """
-    figure, axes = _figure(1, 2, (9, 3.5))
-    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
-        for name, label in ((metric, "training"), (f"val_{metric}", "validation")):
-            if name in history:
-                axis.plot(range(1, len(history[name]) + 1), history[name], marker=".", label=label)
-        if best_epoch is not None:
-            axis.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: epoch {best_epoch}")
-        axis.set_xlabel("epoch")
-        axis.set_ylabel({"loss": "cross-entropy (nats)", "accuracy": "accuracy"}[metric])
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.legend()
+    figure = _figure((9, 3.5))
+    for ax, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        viz.plot_learning_curve(history, metric, ax, best_epoch)
     figure.savefig(path, dpi=120, format="png")
 
 
-def confusion_counts(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class was taken for each other.
-
-    Args:
-        true, predicted: (examples,) int, class numbers.
-        num_classes: number of classes.
-
-    Returns:
-        (num_classes, num_classes) int; row: the true class, column: the predicted one.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from dl_mamba.pipelines.plots import confusion_counts
-    >>> confusion_counts(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
-    """
-    counts = np.zeros((num_classes, num_classes), "int64")
-    np.add.at(counts, (true, predicted), 1)
-    return counts
-
-
 def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: Path, title: str = "") -> None:
-    """A matrix of counts with named classes on both axes, as a PNG.
+    """A matrix of counts with named classes on both axes.
 
     Args:
-        counts: what `confusion_counts` returns.
+        counts: what `viz.confusion_counts` returns.
         label_names: one name a class.
         path: the file to write.
         title: line above the matrix.
@@ -87,24 +57,13 @@ def draw_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], path: 
     ...     draw_confusion_matrix(np.eye(2, dtype=int), ["no", "yes"], pathlib.Path(folder, "matrix.png"))
     """
     side = 2.5 + 0.4 * len(label_names)
-    figure, axis = _figure(1, 1, (side, side))
-    axis.imshow(np.log1p(counts), cmap="Blues")  # on this scale a single mistake is still seen
-    ticks = range(len(label_names))
-    axis.set_xticks(ticks, label_names, rotation=90 if max(map(len, label_names)) > 3 else 0)
-    axis.set_yticks(ticks, label_names)
-    axis.set_xlabel("predicted class")
-    axis.set_ylabel("true class")
-    axis.set_title(title)
-    dark = np.log1p(counts) > np.log1p(counts).max() / 2
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            color = "white" if dark[row, column] else "black"
-            axis.text(column, row, str(count), ha="center", va="center", color=color)
+    figure = _figure((side, side))
+    viz.plot_confusion_matrix(counts, label_names, figure.subplots(), title)
     figure.savefig(path, dpi=120, format="png")
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _figure(size: tuple[float, float]) -> Any:
     """A figure that needs no display and leaves pyplot's state alone."""
     figure = require("matplotlib.figure", "drawing").Figure(figsize=size, layout="constrained")
     require("matplotlib.backends.backend_agg", "drawing").FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure
