@@ -82,11 +82,11 @@ def attend(layer: Any, x: Any, matrix: np.ndarray, mask: Any = None, segment_ids
 
     Example:
 
-    >>> import numpy as np, dl_mamba
+    >>> import keras, numpy as np, dl_mamba
     >>> layer, x = dl_mamba.MambaLayer(d_model=4), np.random.default_rng(0).normal(size=(1, 6, 4)).astype("float32")
     >>> matrix = dl_mamba.viz.hidden_attention(layer, x)
     >>> again = dl_mamba.viz.attend(layer, x, matrix)
-    >>> bool(np.allclose(again, layer(x).tolist(), atol=1e-5))
+    >>> bool(np.allclose(again, keras.ops.convert_to_numpy(layer(x)), atol=1e-5))
     True
     >>> matrix[..., 5, 0] = 0.0  # the last output no longer sees the first token
     >>> moved = np.abs(dl_mamba.viz.attend(layer, x, matrix) - again).max(axis=(0, 2))

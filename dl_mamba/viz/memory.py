@@ -114,10 +114,10 @@ def states(layer: Any, x: Any, mask: Any = None, segment_ids: Any = None) -> np.
 
     Example:
 
-    >>> import numpy as np, dl_mamba
+    >>> import keras, numpy as np, dl_mamba
     >>> layer, x = dl_mamba.MambaLayer(d_model=4), np.ones((1, 5, 4), "float32")
     >>> _, state = layer(x, return_state=True)
-    >>> bool(np.allclose(dl_mamba.viz.states(layer, x)[:, -1], state.ssm.tolist(), atol=1e-5))
+    >>> bool(np.allclose(dl_mamba.viz.states(layer, x)[:, -1], keras.ops.convert_to_numpy(state.ssm), atol=1e-5))
     True
     """
     r = recurrence_of(layer, x, mask, segment_ids)

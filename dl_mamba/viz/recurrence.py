@@ -56,14 +56,13 @@ def mixer_of(layer: Any) -> Mixer:
 def recurrence_of(layer: Any, x: Any, mask: Any, segment_ids: Any) -> Recurrence:
     """Run a layer up to its recurrence, from an empty state."""
     mixer = mixer_of(layer)
-    x = ops.convert_to_tensor(x)
+    x, mask = ops.convert_to_tensor(x), checks.to_mask(mask, None, None)
+    segment_ids = checks.to_segment_ids(segment_ids, None, None)
     mixer.check(x, mask, None, segment_ids)
     if not layer.built:
         layer(x)
     if layer is not mixer:
         x = layer.norm(ops.cast(x, layer.residual_dtype))
-    mask = checks.to_mask(mask, *x.shape[:2])
-    segment_ids = checks.to_segment_ids(segment_ids, *x.shape[:2])
     inputs, beside, _ = mixer.project(ops.cast(x, mixer.compute_dtype), mask, None, segment_ids)
     dt = ops.cast(inputs["dt"], "float32")
     dt = step_sizes(dt, ops.convert_to_tensor(inputs["dt_bias"]), True, mask, inputs.get("dt_limit"))
