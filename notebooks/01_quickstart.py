@@ -61,9 +61,10 @@ print("training:", train_x.shape, " held out:", test_x.shape)
 # vocab_size=...)` is an encoder with an embedding in front (`03_fine_tuning`).
 
 # %%
+BLOCKS = 1 if FAST else 2
 rows = keras.Input(shape=(None, 8), name="rows")
 hidden = keras.layers.Dense(64)(rows)
-blocks = [dl_mamba.Mamba2ResidualBlock(d_model=64, d_state=16, headdim=16, num_layers=2) for _ in range(2)]
+blocks = [dl_mamba.Mamba2ResidualBlock(d_model=64, d_state=16, headdim=16, num_layers=BLOCKS) for _ in range(BLOCKS)]
 for block in blocks:
     hidden = block(hidden)
 hidden = keras.layers.GlobalAveragePooling1D()(dl_mamba.RMSNorm()(hidden))

@@ -63,9 +63,9 @@ def normal(*shape):
 # %%
 LENGTH, STATES = 48, 8
 x = normal(LENGTH)
-dt = np.exp(rng.uniform(np.log(0.02), np.log(0.5), LENGTH)).astype("float32")
-dt[::12] = 2.0  # every twelfth token takes a large step
-A, B, C = -1.0, normal(LENGTH, STATES), normal(LENGTH, STATES)
+dt = rng.uniform(0.1, 0.3, LENGTH).astype("float32")
+dt[::12] = 1.0  # every twelfth token takes a large step
+A, B, C = -1.5, normal(LENGTH, STATES), normal(LENGTH, STATES)
 
 h, recurrent, states = np.zeros(STATES), [], []
 for t in range(LENGTH):
@@ -75,7 +75,7 @@ for t in range(LENGTH):
 recurrent, states = np.array(recurrent), np.array(states)
 
 # %% [markdown]
-# The state over time. At the large steps (dotted lines) it is wiped and written anew; between them it fades.
+# The state over time. At the large steps (dotted lines) most of it is wiped and written anew; between them it fades.
 
 # %%
 ax = dl_mamba.viz.plot_token_map(states, "state h (no unit)", channels="state", title="one head, 8 states")
@@ -101,14 +101,15 @@ scores = C @ B.T
 M = L * scores * dt[None, :]
 
 titles = ("mask L", "scores $C B^T$", r"M = (L $\circ$ $C B^T$) diag(dt)")
+labels = ("product of decays (0 to 1)", "score (no unit)", "weight M[i, j] (no unit)")
 figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-for ax, matrix, title in zip(axes, (L, scores, M), titles, strict=True):
-    dl_mamba.viz.plot_attention(matrix, ax=ax, title=title)
+for ax, matrix, title, label in zip(axes, (L, scores, M), titles, labels, strict=True):
+    dl_mamba.viz.plot_attention(matrix, ax=ax, title=title, label=label)
 print(f"matrix against recurrence: {np.abs(M @ x - recurrent).max():.1e}")
 
 # %% [markdown]
-# The blocks of $L$ begin at the large steps: what came before them is out of sight. Each block below the diagonal of
-# $M$ has rank at most $N$, because everything that passes from left to right passes through $N$ states ($M$ is
+# The blocks of $L$ begin at the large steps: little of what came before them is left. Each block below the diagonal
+# of $M$ has rank at most $N$, because everything that passes from left to right passes through $N$ states ($M$ is
 # *N-semiseparable*, Mamba-2, section 3.2). That is why a recurrence with a small state can replace a matrix with as
 # many rows and columns as there are tokens.
 
@@ -189,6 +190,7 @@ for length in LENGTHS:
 figure, ax = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
 for name, line in times.items():
     ax.loglog(LENGTHS, 1000 * np.array(line), marker="o", label=name)
+ax.set_xscale("log", base=2)
 ax.set(xlabel="length (tokens)", ylabel="median time (ms)", title="one head, forward pass")
 ax.legend()
 ax.grid(alpha=0.3)

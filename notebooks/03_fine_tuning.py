@@ -111,12 +111,13 @@ def labels_of(rows):
 # %% [markdown]
 # ## 1. A language model on the unlabelled sentences
 #
-# `from_variant("tiny")` is a preset: any of its fields can be overridden. The loss is that of the next token; ids are
-# all that `fit` needs.
+# `from_variant("tiny")` is a preset of two layers: any of its fields can be overridden. The loss is that of the next
+# token; ids are all that `fit` needs.
 
 # %%
+LAYERS = 1 if FAST else 2
 keras.utils.set_random_seed(0)
-language_model = dl_mamba.Mamba2CausalLM.from_variant("tiny", vocab_size=len(words) + 1)
+language_model = dl_mamba.Mamba2CausalLM.from_variant("tiny", vocab_size=len(words) + 1, num_layers=LAYERS)
 EPOCHS = 1 if FAST else 5
 text = inputs_of(unlabelled)
 steps = EPOCHS * -(-len(unlabelled) // 64)
@@ -138,7 +139,7 @@ TUNING = 2 if FAST else 20
 
 def encoder_of(start):
     keras.utils.set_random_seed(0)
-    encoder = dl_mamba.Mamba2.from_variant("tiny", vocab_size=len(words) + 1)
+    encoder = dl_mamba.Mamba2.from_variant("tiny", vocab_size=len(words) + 1, num_layers=LAYERS)
     if start == "pretrained":
         encoder.set_weights(pretrained)
     return encoder

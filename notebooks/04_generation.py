@@ -60,11 +60,11 @@ text = "\n".join(
     for name in ("iris", "wine", "diabetes", "breast_cancer", "digits", "linnerud")
 )
 tokenizer = ByteTokenizer()
-ids = np.array(tokenizer.encode(text), "int32")
+ids = np.array(tokenizer.ids(text), "int32")
 cut = len(ids) * 9 // 10
 WINDOW, STEPS = (32, 2) if FAST else (128, 400)
 
-model = dl_mamba.Mamba2CausalLM.from_variant("tiny", tokenizer=tokenizer)
+model = dl_mamba.Mamba2CausalLM.from_variant("tiny", tokenizer=tokenizer, num_layers=1 if FAST else 2)
 rng = np.random.default_rng(0)
 starts = rng.integers(0, cut - WINDOW, STEPS * 16)
 model.compile(dl_mamba.training.recipe(model, steps=STEPS, learning_rate=5e-3))
@@ -167,7 +167,7 @@ print(f"the state has {state_bytes / 2**20:.1f} MiB; keys and values need more f
 # The norm of the state while the document is read: it does not grow either, because what is written fades.
 
 # %%
-piece = np.array([tokenizer.encode(document)[:512]], "int32")
+piece = np.array([tokenizer.ids(document)[:512]], "int32")
 hidden = loaded.backbone(piece, output_hidden_states=True)["hidden_states"]
 figure, ax = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
 for i, block in enumerate(loaded.backbone.blocks):

@@ -60,7 +60,7 @@ def read_series(path):
     return np.atleast_2d(table.T)[-1]
 
 
-LENGTH = 1200 if FAST else 6000
+LENGTH = 2000 if FAST else 6000
 path = os.environ.get("DL_MAMBA_SERIES")
 if path:
     series, unit = read_series(path)[-20_000:], "value (unit of the file)"
@@ -99,8 +99,9 @@ print("inputs", train[0].shape, "targets", train[1].shape)
 # %%
 values = keras.Input((None, 1))
 hidden = keras.layers.Dense(32)(values)
-for _ in range(2):
-    hidden = dl_mamba.MambaResidualBlock(d_model=32, d_state=16, num_layers=2)(hidden)
+BLOCKS = 1 if FAST else 2
+for _ in range(BLOCKS):
+    hidden = dl_mamba.MambaResidualBlock(d_model=32, d_state=16, num_layers=BLOCKS)(hidden)
 model = keras.Model(values, keras.layers.Dense(HORIZON)(dl_mamba.RMSNorm()(hidden)))
 
 EPOCHS = 1 if FAST else 30

@@ -12,7 +12,6 @@ matplotlib = pytest.importorskip("matplotlib", reason="the extra notebooks is no
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py"))
-assert len(NAMES) == 7
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,6 +47,7 @@ def test_a_notebook_is_its_text_form_without_outputs(name):
 
 @pytest.mark.parametrize("ending", ["py", "ipynb"])
 def test_every_notebook_has_both_forms_and_a_row_in_the_table(ending):
+    assert len(NAMES) == 7
     assert sorted(file.stem for file in FOLDER.glob(f"*.{ending}")) == NAMES
     table = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert [name for name in NAMES if f"[{name}]({name}.ipynb)" not in table] == []

@@ -20,8 +20,8 @@ def hidden_attention(
     `M[i, j] = C[i]^T exp(sum of dt[k] A for j < k <= i) B[j] dt[j]` for j <= i, and 0 for j > i. The recurrence of the
     layer, between its convolution and its gate, is `y = M x + D x`; `attend` goes on from there to the layer's output.
     Unlike the weights of softmax attention, those of a row may be negative and have no fixed sum. Sources: Dao and Gu,
-    "Transformers are SSMs", 2024, eq. 3 and section 6.1 (Mamba-2); Ali, Zimerman and Wolf, "The Hidden Attention of
-    Mamba Models", 2024, section 3.1 (Mamba-1). It is summed in float64 from the layer's own float32 step sizes.
+    "Transformers are SSMs", 2024, eq. 3 and section 5.1 (Mamba-2); Ali, Zimerman and Wolf, "The Hidden Attention of
+    Mamba Models", 2024, section 3 (Mamba-1). It is summed in float64 from the layer's own float32 step sizes.
 
     Args:
         layer: a `MambaLayer`, a `Mamba2Layer`, or a residual block, e.g. `model.blocks[0]`.

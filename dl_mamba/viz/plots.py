@@ -11,7 +11,13 @@ UNITS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (share of example
 MOST_NAMED = 40  # tokens; the names of more would overlap
 
 
-def plot_attention(matrix: np.ndarray, tokens: Sequence[str] | None = None, ax: Any = None, title: str = "") -> Any:
+def plot_attention(
+    matrix: np.ndarray,
+    tokens: Sequence[str] | None = None,
+    ax: Any = None,
+    title: str = "",
+    label: str = "weight M[i, j] (no unit)",
+) -> Any:
     """A hidden attention matrix: red entries add the token, blue ones subtract it.
 
     Args:
@@ -19,6 +25,7 @@ def plot_attention(matrix: np.ndarray, tokens: Sequence[str] | None = None, ax: 
         tokens: one name a token, shown up to 40 of them; positions if None.
         ax: matplotlib axes to draw on; new ones of pyplot if None.
         title: line above the picture.
+        label: what the entries are, with their unit; stands at the colour bar.
 
     Returns:
         The matplotlib axes.
@@ -42,7 +49,7 @@ def plot_attention(matrix: np.ndarray, tokens: Sequence[str] | None = None, ax: 
     ax = _axes(ax, (5.5, 4.5))
     limit = float(np.abs(matrix).max()) or 1.0
     image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    ax.figure.colorbar(image, ax=ax, label="weight M[i, j] (no unit)")
+    ax.figure.colorbar(image, ax=ax, label=label)
     _name_tokens(ax.xaxis, tokens, len(matrix), "input token j")
     _name_tokens(ax.yaxis, tokens, len(matrix), "output at token i")
     ax.set_title(title)
