@@ -79,7 +79,7 @@ if path:
     order = np.random.default_rng(0).permutation(len(reviews))
     reviews = [reviews[i] for i in order]
 else:
-    reviews = make_reviews(600 if FAST else 4600, seed=0)
+    reviews = make_reviews(600 if FAST else 2600, seed=0)
 TEST, LABELLED = len(reviews) // 8, 96  # held-out rows; labelled rows to learn from
 test, labelled, unlabelled = reviews[:TEST], reviews[TEST : TEST + LABELLED], reviews[TEST + LABELLED :]
 moods, subjects = (sorted({row[i] for row in reviews}) for i in (1, 2))
@@ -134,7 +134,7 @@ pretrained = language_model.backbone.get_weights()
 
 # %%
 MOOD = NLPTaskConfig("mood", "sentiment_analysis", label_names=moods, pooling="mean")
-TUNING = 2 if FAST else 20
+TUNING = 2 if FAST else 12
 
 
 def encoder_of(start):

@@ -101,10 +101,10 @@ values = keras.Input((None, 1))
 hidden = keras.layers.Dense(32)(values)
 BLOCKS = 1 if FAST else 2
 for _ in range(BLOCKS):
-    hidden = dl_mamba.MambaResidualBlock(d_model=32, d_state=16, num_layers=BLOCKS)(hidden)
+    hidden = dl_mamba.MambaResidualBlock(d_model=32, d_state=8, num_layers=BLOCKS)(hidden)
 model = keras.Model(values, keras.layers.Dense(HORIZON)(dl_mamba.RMSNorm()(hidden)))
 
-EPOCHS = 1 if FAST else 30
+EPOCHS = 1 if FAST else 20
 steps = EPOCHS * -(-len(train[0]) // 16)
 model.compile(dl_mamba.training.recipe(model, steps=steps, learning_rate=5e-3), "mse")
 best = keras.callbacks.EarlyStopping("val_loss", patience=EPOCHS, restore_best_weights=True)
