@@ -62,7 +62,7 @@ text = "\n".join(
 tokenizer = ByteTokenizer()
 ids = np.array(tokenizer.ids(text), "int32")
 cut = len(ids) * 9 // 10
-WINDOW, STEPS = (32, 2) if FAST else (128, 400)
+WINDOW, STEPS = (32, 2) if FAST else (128, 250)
 
 model = dl_mamba.Mamba2CausalLM.from_variant("tiny", tokenizer=tokenizer, num_layers=1 if FAST else 2)
 rng = np.random.default_rng(0)

@@ -185,8 +185,8 @@ axes[1].grid(alpha=0.3)
 #
 # A model that forecasts well is surprised by what does not belong. The held-out part gets four kinds of faults,
 # planted at known places: a spike, a sensor that is stuck, a change of gain, and a stretch that is played backwards.
-# The score of a step is the squared error of the forecast of one step ahead, averaged over the last 8 steps; the
-# threshold is the largest score of the validation part, so that no fault is needed to set it.
+# The score of a step is the squared error of the forecast that was made 5 steps before, averaged over the last 8
+# steps; the threshold is the largest score of the validation part, so that no fault is needed to set it.
 
 # %%
 clean = scaled[held:].copy()
@@ -206,22 +206,23 @@ for place, fault in zip(places, ("spike", "stuck", "gain", "backwards"), strict=
 
 
 def scores(part, forecast):
-    """Mean squared one-step error of the last 8 steps; the first window is left out."""
+    """Mean squared error of the last 8 steps, each forecast `AHEAD` steps before; the first window is left out."""
     error = np.zeros(len(part))
-    error[1:] = (forecast(part)[:-1] - part[1:]) ** 2
+    error[AHEAD:] = (forecast(part)[:-AHEAD, AHEAD - 1] - part[AHEAD:]) ** 2
     smooth = np.convolve(error, np.full(8, 1 / 8))[: len(part)]
-    smooth[:LAGS] = 0.0
+    smooth[: LAGS + AHEAD + 8] = 0.0
     return smooth
 
 
 def linear(part):
-    ahead = np.zeros(len(part))
-    ahead[LAGS - 1 :] = (with_one(lagged(part[None, :, None])) @ weights)[0, :, 0]
+    ahead = np.zeros((len(part), HORIZON))
+    ahead[LAGS - 1 :] = (with_one(lagged(part[None, :, None])) @ weights)[0]
     return ahead
 
 
+AHEAD = 5
 detectors = {
-    "MambaLayer": lambda part: model.predict(part[None, :, None], verbose=0)[0, :, 0],
+    "MambaLayer": lambda part: model.predict(part[None, :, None], verbose=0)[0],
     f"linear AR({LAGS})": linear,
 }
 figure, axes = pyplot.subplots(3, 1, figsize=(12, 6.5), sharex=True, layout="constrained")
@@ -229,8 +230,8 @@ axes[0].plot(deviation * faulty + mean, linewidth=0.8, color="black")
 axes[0].set(ylabel=unit, title="held-out series with four planted faults (shaded)")
 for ax, (name, forecast) in zip(axes[1:], detectors.items(), strict=True):
     score, threshold = scores(faulty, forecast), scores(scaled[cut:held], forecast).max()
-    found = [bool((score[p : p + SPAN + 8] > threshold).any()) for p in places]
-    near = np.convolve(truth, np.ones(SPAN + 8))[: len(truth)] > 0
+    found = [bool((score[p : p + SPAN + AHEAD + 8] > threshold).any()) for p in places]
+    near = np.convolve(truth, np.ones(SPAN + AHEAD + 8))[: len(truth)] > 0
     false = int(((score > threshold) & ~near).sum())
     print(
         f"{name:16s} faults found: {sum(found)} of 4; steps flagged far from a fault: {false} of {int((~near).sum())}"
