@@ -143,6 +143,16 @@ def test_every_picture_names_its_axes_and_draws_where_it_is_told():
     )
 
 
+def test_every_count_of_a_confusion_matrix_is_told_from_its_ground():
+    from matplotlib.figure import Figure
+
+    ax = viz.plot_confusion_matrix(np.array([[137, 19], [36, 133]]), ["no", "yes"], Figure().subplots())
+    image = ax.images[0]
+    for text, value in zip(ax.texts, image.get_array().ravel(), strict=True):
+        ground = np.mean(image.cmap(image.norm(value))[:3])
+        assert abs(ground - (1.0 if text.get_color() == "white" else 0.0)) > 0.3, text.get_text()
+
+
 def test_arrays_need_no_matplotlib_and_pictures_say_what_is_missing():
     code = """
 import sys

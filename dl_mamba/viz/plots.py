@@ -231,7 +231,7 @@ def plot_confusion_matrix(counts: np.ndarray, label_names: Sequence[str], ax: An
     side = 2.5 + 0.4 * len(label_names)
     ax = _axes(ax, (side, side))
     shades = np.log1p(counts)
-    ax.imshow(shades, cmap="Blues")
+    ax.imshow(shades, cmap="Blues", vmin=0.0)
     ticks = range(len(label_names))
     ax.set_xticks(ticks, label_names, rotation=90 if max(map(len, label_names)) > 3 else 0)
     ax.set_yticks(ticks, label_names)
