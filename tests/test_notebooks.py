@@ -21,6 +21,7 @@ def test_a_notebook_runs_with_small_numbers_and_names_every_axis(name, monkeypat
 
     monkeypatch.setenv("DL_MAMBA_NOTEBOOK_FAST", "1")
     monkeypatch.chdir(FOLDER)
+    pyplot.close("all")
     try:
         # the text form has the same cells (below), and no kernel has to be started for it
         runpy.run_path(str(FOLDER / f"{name}.py"))

@@ -46,6 +46,7 @@ def plot_attention(
         raise ValueError(
             f"matrix has shape {matrix.shape}; (length, length) is needed, e.g. hidden_attention(...)[0, 0]."
         )
+    _check_tokens(tokens, len(matrix))
     ax = _axes(ax, (5.5, 4.5))
     limit = float(np.abs(matrix).max()) or 1.0
     image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -91,6 +92,7 @@ def plot_token_map(
     values = np.asarray(values)
     if values.ndim != 2:
         raise ValueError(f"values has shape {values.shape}; (length, channels) is needed, e.g. step_sizes(...)[0].")
+    _check_tokens(tokens, len(values))
     ax = _axes(ax, (8, 3))
     signed = values.min() < 0
     limits = {"vmin": -np.abs(values).max(), "vmax": np.abs(values).max()} if signed else {}
@@ -254,10 +256,13 @@ def _axes(ax: Any, size: tuple[float, float]) -> Any:
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
+def _check_tokens(tokens: Sequence[str] | None, length: int) -> None:
+    if tokens is not None and len(tokens) != length:
+        raise ValueError(f"{len(tokens)} tokens came for a length of {length}; one name for each is needed.")
+
+
 def _name_tokens(axis: Any, tokens: Sequence[str] | None, length: int, label: str) -> None:
     """Ticks of an axis that has one entry a token."""
-    if tokens is not None and len(tokens) != length:
-        raise ValueError(f"{len(tokens)} tokens came for a length of {length}.")
     named = tokens is not None and length <= MOST_NAMED
     axis.set_label_text(label if named else f"{label} (position)")
     if not named:
