@@ -63,8 +63,8 @@ from benchmarks.suites import Comparison
 # and of the LSTM are chosen so that all have as many weights as Mamba-2.
 
 # %%
-LENGTHS = (16,) if FAST else (256, 1024, 4096)
-ROUNDS = 1 if FAST else 5
+LENGTHS = (16,) if FAST else (128, 512, 2048)
+ROUNDS = 1 if FAST else 3
 WIDTH = 16 if FAST else 128
 CORES = min(2, os.cpu_count() or 1)
 contenders = [("ours", "mamba"), ("ours", "mamba2"), ("attention", "mamba2"), ("lstm", "mamba2")]
