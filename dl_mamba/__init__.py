@@ -10,7 +10,7 @@ BACKEND, REASON = choose_backend()
 
 from importlib.metadata import version
 
-from dl_mamba import generation, heads, ops, tokenizers, training, variants
+from dl_mamba import generation, heads, ops, tokenizers, training, variants, viz
 from dl_mamba.heads import TextClassifier, create_mamba2_with_head, create_mamba_with_head
 from dl_mamba.layers import (
     Mamba2Layer,
@@ -48,4 +48,5 @@ __all__ = [
     "tokenizers",
     "training",
     "variants",
+    "viz",
 ]

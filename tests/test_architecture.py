@@ -20,6 +20,7 @@ ROOMS = (
     "pipelines",
     "hub",
     "dl_mamba",
+    "viz",
     "heads",
     "training",
     "models",

@@ -13,10 +13,11 @@ import dl_mamba.layers
 import dl_mamba.ops
 import dl_mamba.training
 import dl_mamba.variants
+import dl_mamba.viz
 import dl_mamba.weights
 
 PUBLIC = (dl_mamba, dl_mamba.ops, dl_mamba.layers, dl_mamba.heads, dl_mamba.training, dl_mamba.variants)
-PUBLIC += (dl_mamba.weights,)
+PUBLIC += (dl_mamba.viz, dl_mamba.weights)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

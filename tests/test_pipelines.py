@@ -259,11 +259,6 @@ def test_a_damaged_or_foreign_model_file_is_refused(tmp_path):
             prediction.load_trained(tmp_path / name)
 
 
-def test_confusion_counts_have_true_classes_as_rows():
-    counts = plots.confusion_counts(np.array([0, 1, 1, 2]), np.array([0, 2, 1, 2]), 3)
-    assert counts.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
-
-
 @pytest.mark.slow
 def test_the_demo_reads_digits_and_a_new_process_agrees(tmp_path):
     report = run_demo(tmp_path)

@@ -90,28 +90,21 @@ class MambaLayer(Mixer):
         self.D = self._float32_weight("D", (c.d_inner,), "ones")
         self.dt_bias = self._float32_weight("dt_bias", (c.d_inner,), dt_bias)
 
-    def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
+    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
         x, z = split_channels(self.in_proj(x), c.d_inner, c.d_inner)
-        x, conv = self.conv1d(x, mask=mask, state=state.conv, segment_ids=segment_ids)
+        x, conv = self.conv1d(x, mask=mask, state=conv, segment_ids=segment_ids)
         dt, B, C = split_channels(self.x_proj(x), c.dt_width, c.d_state, c.d_state)
         if c.bcdt_norm_epsilon is not None:
             dt, B, C = (_normalized(part, c.bcdt_norm_epsilon) for part in (dt, B, C))
-        y, ssm = selective_scan(
-            x,
-            self.dt_proj(dt),
-            -ops.exp(self.A_log),
-            B,
-            C,
-            self.D,
-            z,
-            dt_bias=self.dt_bias,
-            initial_state=state.ssm,
-            segment_ids=segment_ids,
-            mask=mask,
-            return_final_state=True,
-        )
-        return self.out_proj(y), MixerState(conv, ssm)
+        A, dt = -ops.exp(self.A_log), self.dt_proj(dt)
+        return {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": self.D, "z": z, "dt_bias": self.dt_bias}, (), conv
+
+    def recur(self, **inputs: Any) -> tuple[Any, Any]:
+        return selective_scan(**inputs, return_final_state=True)
+
+    def finish(self, y: Any) -> Any:
+        return self.out_proj(y)
 
     def state_shapes(self, batch_size: int | None) -> MixerState:
         c = self.config

@@ -93,40 +93,38 @@ class Mamba2Layer(Mixer):
         self.D = self._float32_weight("D", skip_shape, "ones")
         self.dt_bias = self._float32_weight("dt_bias", (c.nheads,), dt_bias)
 
-    def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
+    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
         parts = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
         mlp_gate, mlp, z, xBC, dt = split_channels(self.in_proj(x), *parts)
-        xBC, conv = self.conv1d(xBC, mask=mask, state=state.conv, segment_ids=segment_ids)
-        y, ssm = self._state_space(xBC, dt, z, mask, state.ssm, segment_ids)
-        if self.norm is not None:
-            y = self.norm(y, gate=z)
-        if c.mlp_width:
-            y = ops.concatenate([ops.silu(mlp_gate) * mlp, y], axis=-1)
-        return self.out_proj(y), MixerState(conv, ssm)
-
-    def _state_space(self, xBC: Any, dt: Any, z: Any, mask: Any, state: Any, segment_ids: Any) -> tuple[Any, Any]:
-        c = self.config
+        xBC, conv = self.conv1d(xBC, mask=mask, state=conv, segment_ids=segment_ids)
         batch, length, _ = ops.shape(xBC)
         x, B, C = split_channels(xBC, c.ssm_width, c.ngroups * c.d_state, c.ngroups * c.d_state)
         heads, groups = (batch, length, c.nheads, c.headdim), (batch, length, c.ngroups, c.d_state)
-        y, state = ssd(
-            ops.reshape(x, heads),
-            dt,
-            -ops.exp(self.A_log),
-            ops.reshape(B, groups),
-            ops.reshape(C, groups),
-            self.D,
-            None if c.rmsnorm else ops.reshape(z, heads),
-            dt_bias=self.dt_bias,
-            dt_limit=c.dt_limit,
-            chunk_size=c.chunk_size,
-            initial_state=state,
-            segment_ids=segment_ids,
-            mask=mask,
-            return_final_state=True,
-        )
-        return ops.reshape(y, (batch, length, c.ssm_width)), state
+        inputs = {
+            "x": ops.reshape(x, heads),
+            "dt": dt,
+            "A": -ops.exp(self.A_log),
+            "B": ops.reshape(B, groups),
+            "C": ops.reshape(C, groups),
+            "D": self.D,
+            "z": None if c.rmsnorm else ops.reshape(z, heads),
+            "dt_bias": self.dt_bias,
+            "dt_limit": c.dt_limit,
+        }
+        return inputs, (z, mlp_gate, mlp), conv
+
+    def recur(self, **inputs: Any) -> tuple[Any, Any]:
+        return ssd(**inputs, chunk_size=self.config.chunk_size, return_final_state=True)
+
+    def finish(self, y: Any, z: Any, mlp_gate: Any, mlp: Any) -> Any:
+        batch, length, _ = ops.shape(z)
+        y = ops.reshape(y, (batch, length, self.config.ssm_width))
+        if self.norm is not None:
+            y = self.norm(y, gate=z)
+        if self.config.mlp_width:
+            y = ops.concatenate([ops.silu(mlp_gate) * mlp, y], axis=-1)
+        return self.out_proj(y)
 
     def state_shapes(self, batch_size: int | None) -> MixerState:
         c = self.config

@@ -65,6 +65,20 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
 
     def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
         """The mixer itself, on checked inputs in the compute dtype."""
+        inputs, beside, conv = self.project(x, mask, state.conv, segment_ids)
+        y, ssm = self.recur(**inputs, initial_state=state.ssm, segment_ids=segment_ids, mask=mask)
+        return self.finish(y, *beside), MixerState(conv, ssm)
+
+    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
+        """What stands before the recurrence: its inputs by name, what goes past it to `finish`, the conv state."""
+        raise NotImplementedError
+
+    def recur(self, **inputs: Any) -> tuple[Any, Any]:
+        """The recurrence: y and the ssm state."""
+        raise NotImplementedError
+
+    def finish(self, y: Any, *beside: Any) -> Any:
+        """What stands behind the recurrence."""
         raise NotImplementedError
 
     def state_shapes(self, batch_size: int | None) -> MixerState:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from dl_mamba import viz
 from dl_mamba.pipelines import plots
 from dl_mamba.pipelines.errors import InputError, require
 from dl_mamba.pipelines.recipe import DIGITS
@@ -81,7 +82,7 @@ def run_demo(
     matrix = folder / "digits.confusion.png"
     pandas = require("pandas", "the demo")
     true = pandas.read_csv(data["held_out"])["label"].to_numpy()
-    counts = plots.confusion_counts(true, outcome.predicted["test"], 10)
+    counts = viz.confusion_counts(true, outcome.predicted["test"], 10)
     score = outcome.metrics["test"]
     with published(folder) as staging:
         title = f"{score['examples']} held-out digits, {score['accuracy']:.1%} right"

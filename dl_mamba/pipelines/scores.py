@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dl_mamba import viz
 from dl_mamba.heads.raw import softmax
 from dl_mamba.pipelines import plots
 from dl_mamba.pipelines.errors import require
@@ -73,7 +74,7 @@ def label_scores(names: Sequence[str], true: Any, predicted: Any) -> Scores:
     metrics = {"accuracy": float((true == predicted).mean()), "macro_f1": float(np.mean(seen)), "examples": len(true)}
     figures = {}
     if len(names) <= MOST_CLASSES:
-        counts = plots.confusion_counts(true, predicted, len(names))
+        counts = viz.confusion_counts(true, predicted, len(names))
         title = f"{len(true)} examples, {metrics['accuracy']:.1%} right"
         figures["confusion"] = partial(plots.draw_confusion_matrix, counts, names, title=title)
     return Scores(metrics, table, figures)
