@@ -1,4 +1,4 @@
-"""Try every export, compare what it computes with Keras, and write the table of docs/export.md: `docs/exports_table.py`.
+"""Try every export, compare what it computes with Keras, write the table of docs/export.md: `docs/exports_table.py`.
 
 Each case runs in a process of its own: an exporter may change settings, or die. With names it runs those alone, e.g.
 `python docs/exports_table.py jax torch/onnx`; the other rows are those of earlier runs, kept in build/exports.jsonl.
@@ -122,6 +122,7 @@ def load(path: str, kind: str) -> Any:
 
 
 def load_saved_model(path: str) -> Any:
+    """TensorFlow, without Keras."""
     import tensorflow as tf
 
     served = tf.saved_model.load(path)
@@ -129,6 +130,7 @@ def load_saved_model(path: str) -> Any:
 
 
 def load_torch(path: str) -> Any:
+    """torch, without Keras."""
     import torch
 
     module = torch.export.load(path).module()
@@ -136,6 +138,7 @@ def load_torch(path: str) -> Any:
 
 
 def load_onnx(path: str) -> Any:
+    """ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -213,7 +216,7 @@ def child(kind: str, family: str, program: str) -> None:
             break
         except Exception as error:  # noqa: BLE001 - the table tells what happened
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            row["error"] = row["error"] or text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+            row["error"] = text.replace("\x1b[1m", "").replace("\x1b[0m", "")
     print(json.dumps(row))
 
 
@@ -246,6 +249,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(row: dict[str, Any] | None) -> str:
+    """What works, and the largest difference found."""
     if row is None:
         return "not run"
     if row["works"] is None:
@@ -255,6 +259,7 @@ def cell(row: dict[str, Any] | None) -> str:
 
 
 def main(names: list[str]) -> None:
+    """Run the cases of these names, all if there are none, and write the table."""
     kept = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     for backend, kinds in FORMATS.items():
         for kind in kinds:
@@ -267,6 +272,11 @@ def main(names: list[str]) -> None:
                 kept = [old for old in kept if any(old[key] != row[key] for key in same)] + [row]
                 ROWS.parent.mkdir(exist_ok=True)
                 ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    write(kept)
+
+
+def write(kept: list[dict[str, Any]]) -> None:
+    """Put the table of these rows between the marks of the page."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table(kept)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 

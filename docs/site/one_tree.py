@@ -19,6 +19,6 @@ PYTHON = shutil.ignore_patterns(
 def on_pre_build(**_: Any) -> None:
     """Called by MkDocs before it reads the pages."""
     shutil.rmtree(TREE, ignore_errors=True)
-    shutil.copytree(ROOT / "dl_mamba", TREE, ignore=PYTHON)
+    shutil.copytree(ROOT / "dl_mamba", TREE, ignore=shutil.ignore_patterns("heads", "variants", "__pycache__"))
     for name in ("heads", "variants"):
         shutil.copytree(ROOT / name, TREE / name, ignore=shutil.ignore_patterns("__pycache__"))
