@@ -99,6 +99,16 @@ def test_the_reference_has_every_public_name_of_a_package(package):
     assert all({f"{package}.{name}", f"{package}.{name}.{name}"} & listed for name in hidden)
 
 
+def test_the_errors_of_the_questions_page_are_those_of_the_code():
+    folders = (ROOT / "dl_mamba", ROOT / "heads", ROOT / "variants")
+    code = "\n".join(file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.py"))
+    code = re.sub(r"\{[^{}]*\}", "...", re.sub(r'"\s+f?"', "", code))
+    table = TEXTS["docs/faq.md"].split("\n\n")[3]
+    messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert len(messages) > 10
+    assert [m for m in messages if not all(part.strip(" ,;:.'") in code for part in m.split("..."))] == []
+
+
 def test_the_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 200
 
