@@ -22,7 +22,7 @@ from dl_mamba.layers import (
     exclude_from_weight_decay,
     no_weight_decay_variables,
 )
-from dl_mamba.models import Mamba, Mamba2, Mamba2CausalLM, MambaCausalLM
+from dl_mamba.models import Mamba, Mamba2, Mamba2CausalLM, MambaCausalLM, stateful
 
 __version__ = version("dl-mamba")
 
@@ -45,6 +45,7 @@ __all__ = [
     "heads",
     "no_weight_decay_variables",
     "ops",
+    "stateful",
     "tokenizers",
     "training",
     "variants",

@@ -167,6 +167,18 @@ def test_packed_documents_equal_separate_ones(op, implementation, first):
     assert_laws_hold(run(op, arrays, segment_ids=ids), values_and_gradients(separately, arrays))
 
 
+def test_documents_are_not_taken_for_the_mask_of_an_earlier_call(op):
+    """Outside a compiled program, where JAX keeps the programs of earlier calls."""
+    tensors = {name: ops.convert_to_tensor(array) for name, array in float32(draw(op, length=5)).items()}
+    mask = ops.convert_to_tensor(np.array([[True, True, True, False, False]] * BATCH))
+    ids = ops.convert_to_tensor(np.array([[0, 0, 0, 1, 1]] * BATCH, "int32"))
+    op.run(**tensors, mask=mask)
+    packed = op.run(**tensors, segment_ids=ids)
+    with implementation_scope("reference"):
+        wanted = op.run(**tensors, segment_ids=ids)
+    assert_close(numpy(packed), numpy(wanted), 1e-5)  # the project's bound for float32
+
+
 def test_an_id_that_returns_starts_a_new_document(op, implementation):
     arrays = float32(draw(op, length=6))
     returning, fresh = np.array([[1, 1, 2, 2, 1, 1]] * BATCH), np.array([[1, 1, 2, 2, 3, 3]] * BATCH)

@@ -149,8 +149,10 @@ class Projection(keras.layers.Dense):
 def split_channels(x: Any, *sizes: int) -> list[Any]:
     """Slices of the last axis of these sizes."""
     ends = list(accumulate(sizes))
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() == "jax":
         return ops.split(x, ends[:-1], axis=-1)  # its gradient is one concatenation
+    if keras.backend.backend() == "torch":
+        return list(x.split(sizes, dim=-1))  # Keras reads the sizes out of a tensor, which ends a trace
     return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]  # exports with unknown lengths
 
 

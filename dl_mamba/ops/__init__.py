@@ -3,6 +3,7 @@
 Each op has a `reference` (its definition, token by token) and a portable `chunked` program in keras.ops.
 
 Letters, as in the papers and the official code:
+
     x   input of the state space, (batch, length, d_inner) or (batch, length, nheads, headdim)
     dt  step size of the discretisation, softplus(dt + dt_bias) inside the ops
     A   decay rate, -exp(A_log); one number for each channel and state (Mamba-1), or for each head (Mamba-2)

@@ -110,13 +110,24 @@ def _untraced(run: Callable) -> Callable:
 
 @cache
 def _whole(run: Callable) -> Callable:
-    """On JAX, an op called outside a compiled program is compiled as a whole, not primitive by primitive."""
+    """On JAX, an op called outside a compiled program is compiled as a whole, not primitive by primitive.
+
+    What is no tensor is bound by a closure: `jax.jit` takes two calls of one function for the same program if they
+    differ only in which arguments are static, as one with a mask and one with documents do.
+    """
     import jax
 
-    compiled = cache(lambda static: jax.jit(run, static_argnums=static))
+    @cache
+    def compiled(static: tuple) -> Callable:
+        def program(*tensors):
+            remaining = iter(tensors)
+            return run(*(next(remaining) if is_tensor else value for is_tensor, value in static))
+
+        return jax.jit(program)
 
     def call(*args):
-        return compiled(tuple(i for i, arg in enumerate(args) if not hasattr(arg, "shape")))(*args)
+        tensors = [arg for arg in args if hasattr(arg, "shape")]
+        return compiled(tuple((True, None) if hasattr(arg, "shape") else (False, arg) for arg in args))(*tensors)
 
     return call
 

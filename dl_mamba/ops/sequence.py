@@ -16,6 +16,14 @@ def size_of(tensor: Tensor, axis: int) -> Any:
     return ops.shape(tensor)[axis] if size is None else size
 
 
+def first(tensor: Tensor, length: Any) -> Tensor:
+    """The first tokens of (batch, tokens, ...), in a form that exporters can follow where the length is not known."""
+    if keras.backend.backend() == "torch":
+        return tensor[:, :length]  # Keras reads the numbers of its slice out of tensors, which ends a trace
+    shape = ops.shape(tensor)
+    return ops.slice(tensor, [0] * len(shape), (shape[0], length, *shape[2:]))  # JAX: brackets compare sizes
+
+
 def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Permutation that moves the real tokens of each row to its front, order kept, and its inverse.
 

@@ -21,7 +21,7 @@ from dl_mamba.ops.loops import loop, with_gradient
 from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
 from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
-from dl_mamba.ops.sequence import on_accelerator, size_of
+from dl_mamba.ops.sequence import first, on_accelerator, size_of
 
 BLOCK = 32  # tokens
 CPU_STATES = 2**15  # numbers in the states of the chunks that walk together
@@ -128,7 +128,7 @@ def _folding(u, d_state):
         tensor = ops.transpose(tensor, (2, 3, 0, 1, *range(4, len(tensor.shape))))
         shape = ops.shape(tensor)
         tensor = ops.reshape(tensor, (shape[0], chunks * blocks * size, *shape[4:]))
-        return ops.slice(tensor, [0] * len(tensor.shape), (shape[0], length, *shape[4:]))
+        return first(tensor, length)
 
     return fold, unfold, chunks
 

@@ -17,7 +17,7 @@ from keras import ops
 
 from dl_mamba.ops.loops import scan, with_gradient
 from dl_mamba.ops.numerics import scaled_rows, skip_and_gate, spread, step_sizes, sum_of_rows, upcast
-from dl_mamba.ops.sequence import on_accelerator, size_of
+from dl_mamba.ops.sequence import first, on_accelerator, size_of
 from dl_mamba.ops.ssd import token
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
@@ -61,7 +61,7 @@ def _ssd(u, log_decay, B, C, state, chunk_size):
         xs = tuple(_in_groups(v, groups, group * size, length) for v in (u, log_decay, B, C))
         (state,), (y,) = scan(step, (state,), xs)
         y = ops.reshape(ops.moveaxis(y, 0, 1), (batch, groups * group * size, nheads, headdim))
-    return ops.slice(y, (0, 0, 0, 0), (batch, length, nheads, headdim)), state
+    return first(y, length), state
 
 
 def _sizes(u, chunk_size):
@@ -123,9 +123,7 @@ def _states(state, added, total, log_decay):
     behind = ops.einsum("bhij,bjhpn->bihpn", between, added)
     behind = behind + ops.moveaxis(since_start, 1, 2)[..., None, None] * state[:, None]
     before = ops.concatenate([state[:, None], behind], axis=1)
-    before = ops.slice(before, (0, 0, 0, 0, 0), (batch, chunks, nheads, headdim, d_state))
-    last = ops.slice(behind, (0, chunks - 1, 0, 0, 0), (batch, 1, nheads, headdim, d_state))
-    return before, last[:, 0]
+    return first(before, chunks), behind[:, -1]
 
 
 def _decays_with_residuals(log_decay):
