@@ -11,9 +11,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = ROOT / "build" / "api" / "dl_mamba"
-PYTHON = shutil.ignore_patterns(
-    "heads", "variants", "__pycache__"
-)  # links of a checkout's own making, if there are any
+
+
+def on_startup(**_: Any) -> None:
+    """Called by MkDocs first of all: the reader of docstrings passes over folders that are not there when it starts."""
+    TREE.mkdir(parents=True, exist_ok=True)
 
 
 def on_pre_build(**_: Any) -> None:
