@@ -34,3 +34,11 @@ def eager_generation(monkeypatch):
     """Runs the steps of generation as they stand on TensorFlow, where compiling them takes many times as long."""
     if keras.backend.backend() == "tensorflow":
         monkeypatch.setitem(programs._COMPILE, "tensorflow", lambda function, variables, also: function)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint of transformers, mamba, small and tied."""
+    import published
+
+    return published.saved(published.theirs("mamba"), tmp_path / "checkpoint")

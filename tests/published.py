@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -94,3 +97,41 @@ def gradients(model: torch.nn.Module, ids: np.ndarray, weights: np.ndarray) -> d
     loss = torch.sum(model(torch.tensor(ids), use_cache=False).logits * torch.tensor(weights))
     loss.backward()
     return {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+
+
+def json_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file of a checkpoint."""
+    return json.loads((folder / name).read_text())
+
+
+def with_keys(folder: Path, **keys: Any) -> Path:
+    """The folder, its config changed."""
+    (folder / "config.json").write_text(json.dumps({**json_of(folder), **keys}))
+    return folder
+
+
+def with_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """The folder, its tensors changed by a function of the dict that holds them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def in_mamba_ssm(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], **keys: Any) -> Path:
+    """A checkpoint of mamba_ssm: its config, its names, its .bin."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    torch.save(in_mamba_ssm_names(tensors), folder / "pytorch_model.bin")
+    return folder
+
+
+def mamba_ssm_checkpoint(folder: Path, family: str, **keys: Any) -> Path:
+    """A checkpoint of mamba_ssm with the tensors of a model of transformers."""
+    model = theirs(family, **({"tie_word_embeddings": True, "vocab_size": 32} if family == "mamba2" else {}))
+    config = {"d_model": 16, "n_layer": 2, "vocab_size": 21, "ssm_cfg": {"d_state": 4}}
+    if family == "mamba2":
+        ssm = {"layer": "Mamba2", "d_state": 4, "headdim": 8, "ngroups": 2}
+        config |= {"ssm_cfg": ssm, "pad_vocab_size_multiple": 16, "tie_embeddings": True, "attn_cfg": {}}
+        config |= {"attn_layer_idx": [], "d_intermediate": 0, "rms_norm": True}
+    return in_mamba_ssm(folder, config, model.state_dict(), **keys)

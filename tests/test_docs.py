@@ -87,7 +87,9 @@ def _exports(package):
     return set(names)
 
 
-@pytest.mark.parametrize("package", ["", ".ops", ".heads", ".generation", ".training", ".tokenizers", ".weights", ".viz"])
+@pytest.mark.parametrize(
+    "package", ["", ".ops", ".heads", ".generation", ".training", ".tokenizers", ".weights", ".viz"]
+)
 def test_the_reference_has_every_public_name_of_a_package(package):
     """A package is listed as a whole; a name that a module of it has as well hides behind the module, and is listed."""
     package = f"dl_mamba{package}"
