@@ -182,14 +182,25 @@ def test_generate_prints_the_prompt_and_what_follows_and_counts_tokens(language_
     assert result.stdout == language_model.generate("Hi", 5, sampler, seed=3) + "\n"
 
 
+@pytest.mark.usefixtures("eager_generation")
+def test_a_checkpoint_of_256_tokens_without_tokenizer_reads_bytes(language_model, tmp_path):
+    language_model.tokenizer = None
+    language_model.save_pretrained(tmp_path / "bytes")
+    result = _call("generate", "--model", tmp_path / "bytes", "--prompt", "Hi", "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.stderr
+    language_model.tokenizer = dl_mamba.tokenizers.ByteTokenizer()
+    assert result.stdout == language_model.generate("Hi", 5) + "\n"
+
+
 BAD_GENERATION = [
     (("nowhere.keras",), "nowhere.keras does not exist"),
     (("classifier.keras",), "holds a Sequential; a MambaCausalLM, Mamba2CausalLM or TaskModel is needed"),
     (("lm.keras", "--max-new-tokens", "0"), "max_new_tokens=0; an integer >= 1 is needed"),
     (("lm.keras", "--top-p", "2"), "top_p=2.0; a number > 0 and <= 1 is needed"),
     (("lm.keras", "--tokenizer", "empty"), "empty gives no tokenizer"),
+    (("lm.keras", "--tokenizer", "bpe.json"), "bpe.json does not exist; a tokenizer.json or the folder of one"),
     (("hf", "--dtype", "int8"), "dtype='int8' is unknown"),
-    (("hf",), "there is no tokenizer.json beside the weights; name one with --tokenizer"),
+    (("hf",), "there is no tokenizer.json beside the weights, and the model's 11 tokens"),
     (("empty",), "empty holds none of config.json"),
 ]
 

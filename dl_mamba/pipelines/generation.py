@@ -13,7 +13,7 @@ from dl_mamba.models.causal_lm import CausalLM
 from dl_mamba.pipelines.checkpoints import MODELS
 from dl_mamba.pipelines.errors import InputError
 from dl_mamba.pipelines.files import load_model
-from dl_mamba.tokenizers import HuggingFaceTokenizer
+from dl_mamba.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from dl_mamba.weights import Checkpoint, resolve
 from dl_mamba.weights.containers import DTYPES
 
@@ -49,8 +49,8 @@ class Continuation:
     def __init__(self, model: CausalLM, prompt: str, max_new_tokens: int, sampler: Any = "greedy", **options: Any):
         if model.tokenizer is None:
             raise InputError(
-                f"there is no tokenizer.json beside the weights; name one with --tokenizer. The model knows "
-                f"{model.config.vocab_size} tokens."
+                f"there is no tokenizer.json beside the weights, and the model's {model.config.vocab_size} tokens are not "
+                "the 256 bytes; name a tokenizer.json with --tokenizer."
             )
         self.tokens, self.first, self.rate = 0, 0.0, 0.0
         self._begin = time.perf_counter()
@@ -76,6 +76,8 @@ def load_language_model(
     source: str | Path, dtype: str | None = None, revision: str | None = None, tokenizer: str | Path | None = None
 ) -> CausalLM:
     """The language model of a checkpoint or of a .keras file.
+
+    A model of 256 tokens that has no tokenizer reads bytes.
 
     Args:
         source: a folder, a repository of the Hugging Face hub, or a .keras file.
@@ -107,6 +109,8 @@ def load_language_model(
         model = MODELS[type(checkpoint.config)].from_pretrained(checkpoint.folder, dtype=dtype)
     if own is not None:
         model.tokenizer = own
+    elif model.tokenizer is None and model.config.vocab_size == ByteTokenizer.vocab_size:
+        model.tokenizer = ByteTokenizer()
     return model
 
 
@@ -141,6 +145,8 @@ def sampler_of(temperature: float | None, repetition_penalty: float | None, **fi
 
 
 def _tokenizer(path: Path) -> HuggingFaceTokenizer:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; a tokenizer.json or the folder of one is needed.")
     try:
         return HuggingFaceTokenizer.from_folder(path if path.is_dir() else path.parent)
     except (OSError, ValueError, ModuleNotFoundError) as error:

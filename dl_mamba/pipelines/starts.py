@@ -12,7 +12,6 @@ from dl_mamba.models.backbone import Backbone
 from dl_mamba.pipelines.errors import InputError
 from dl_mamba.pipelines.generation import load_language_model
 from dl_mamba.pipelines.recipe import ADAPTERS, FINE_TUNING, Recipe
-from dl_mamba.tokenizers import ByteTokenizer
 
 
 class Start(NamedTuple):
@@ -41,12 +40,12 @@ def load(source: str | Path | None) -> Start | None:
     if source is None:
         return None
     model = load_language_model(source)
-    if model.tokenizer is None and model.config.vocab_size != ByteTokenizer.vocab_size:
+    if model.tokenizer is None:
         raise InputError(
             f"{source} has no tokenizer.json, and its {model.config.vocab_size} tokens are not the 256 bytes; put the "
             "tokenizer.json of the checkpoint beside its weights."
         )
-    return Start(model.backbone, model.tokenizer or ByteTokenizer())
+    return Start(model.backbone, model.tokenizer)
 
 
 def recipe_of(recipe: Recipe, init: Any, lora: int | None, changes: dict[str, Any]) -> Recipe:
