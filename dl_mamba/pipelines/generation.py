@@ -49,8 +49,8 @@ class Continuation:
     def __init__(self, model: CausalLM, prompt: str, max_new_tokens: int, sampler: Any = "greedy", **options: Any):
         if model.tokenizer is None:
             raise InputError(
-                f"there is no tokenizer.json beside the weights, and the model's {model.config.vocab_size} tokens are not "
-                "the 256 bytes; name a tokenizer.json with --tokenizer."
+                f"there is no tokenizer.json beside the weights, and the model's {model.config.vocab_size} tokens are "
+                "not the 256 bytes; name a tokenizer.json with --tokenizer."
             )
         self.tokens, self.first, self.rate = 0, 0.0, 0.0
         self._begin = time.perf_counter()
