@@ -47,9 +47,12 @@ wheel: .venv/test/ready
 .venv/docs/ready: EXTRAS := docs
 .venv/test/ready: EXTRAS := demo,tensorflow-cpu,torch,export,bench,dev
 
+# Asked once more: a registry that fails for a moment leaves pip without any version of a package.
+install = $(1)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+
 .venv/%/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dl-mamba needs Python 3.11 or newer; $(PYTHON) is " \
 	    + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(call install,$(@D)) || $(call install,$(@D))
 	@touch $@
