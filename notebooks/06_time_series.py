@@ -168,6 +168,7 @@ figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
 for name, error in errors.items():
     axes[0].semilogy(range(1, HORIZON + 1), error, marker=".", label=name)
 axes[0].set(xlabel="horizon (steps)", ylabel="RMSE (standard deviations)", title="held-out error")
+axes[0].xaxis.get_major_locator().set_params(integer=True)
 axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 axes[0].grid(alpha=0.3)
 

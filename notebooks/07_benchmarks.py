@@ -63,7 +63,7 @@ from benchmarks.suites import Comparison
 # and of the LSTM are chosen so that all have as many weights as Mamba-2.
 
 # %%
-LENGTHS = (16,) if FAST else (128, 512, 2048)
+LENGTHS = (16,) if FAST else (256, 1024, 4096)
 ROUNDS = 1 if FAST else 3
 WIDTH = 16 if FAST else 128
 CORES = min(2, os.cpu_count() or 1)
@@ -84,7 +84,7 @@ def measure(length):
     rows = []
     for family in dict.fromkeys(case.family for case in cases):  # outputs are compared within a family
         own = tuple(case for case in cases if case.family == family)
-        rows += compare(own, rounds=ROUNDS, cores=CORES, limit=120.0, checkouts={}, say=lambda text: None)
+        rows += compare(own, rounds=ROUNDS, cores=CORES, limit=30.0, checkouts={}, say=lambda text: None)
     return Comparison(f"forward, L={length}", tuple(cases), ()), rows
 
 
