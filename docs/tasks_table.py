@@ -12,7 +12,8 @@ TEXT = """# Tasks
 Every task type, the head that it gets, and what that head gives unless its config says otherwise. The output of a
 model with one task is the tensor itself, that of a model with several a dictionary by the names of the tasks. Scores of
 padding are -1e9. Class numbers below 0, such as -100, and NaN in place of a number mean that there is no label: loss
-and metrics pass over them. Written by `python docs/tasks_table.py` from `dl_mamba.heads.TASKS`.
+and metrics pass over them. "problem" is `problem_type`, behind it for pairs `similarity` and `encoding`. Written by
+`python docs/tasks_table.py` from `dl_mamba.heads.TASKS`.
 
 | task type | head | problem | loss | metrics | output | labels |
 |---|---|---|---|---|---|---|

@@ -71,21 +71,21 @@ class TaskHead(QuantizedParts, keras.layers.Layer):
     @classmethod
     def make_loss(cls, config: NLPTaskConfig) -> keras.losses.Loss:
         """The default loss of the task."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{cls.__name__} has no make_loss; write it, or give `compile` a loss.")
 
     @classmethod
     def make_metrics(cls, config: NLPTaskConfig) -> list[keras.metrics.Metric]:
-        """The default metrics of the task."""
-        raise NotImplementedError
+        """The default metrics of the task; none unless a head names some."""
+        return []
 
     @classmethod
     def axes(cls, config: NLPTaskConfig) -> tuple[str, str]:
-        """Shapes of output and labels, in words."""
-        raise NotImplementedError
+        """Shapes of output and labels, in words, for the table of tasks."""
+        raise NotImplementedError(f"{cls.__name__} does not say the shapes of its output and labels; write axes.")
 
     def decode(self, logits: Any) -> Any:
         """The head's answer to its output, of a call or of `predict`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no decode; write it, or use its output as it is.")
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         return None

@@ -61,7 +61,7 @@ def register_head(task_type: str, **defaults: Any) -> Callable[[type], type]:
         package, unless that has been done.
 
     Raises:
-        ValueError: the name belongs to another head, or the class is no `TaskHead`.
+        ValueError: there is no name, it belongs to another head, or the class is no `TaskHead`.
 
     Example:
 
@@ -72,6 +72,8 @@ def register_head(task_type: str, **defaults: Any) -> Callable[[type], type]:
     >>> type(create_nlp_head(NLPTaskConfig("irony", "sarcasm_example"))).__name__
     'SarcasmHead'
     """
+    if not isinstance(task_type, str):
+        raise ValueError(f"task_type={task_type!r}; a name is needed: @register_head('my_task').")
 
     def decorate(head: type) -> type:
         if not isinstance(head, type) or not hasattr(head, "make_loss"):

@@ -183,6 +183,9 @@ ax.legend()
 ax.grid(alpha=0.3)
 
 # %% [markdown]
+# 96 sentences are few. The weights of a pretrained encoder end highest on every backend; adapters, 7 % of the
+# weights in 72 steps, end above the model from scratch in one run and below it in another.
+#
 # ## 3. Two tasks on one backbone
 #
 # A list of configs gives a model with one output for each. A label of -100 is none, so that a sentence may be

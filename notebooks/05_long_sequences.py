@@ -150,7 +150,7 @@ ax.grid(alpha=0.3)
 # interval of the share.
 
 # %%
-FACTORS = (1, 2) if FAST else (1, 2, 4, 8, 16, 32, 64)
+FACTORS = (1, 2) if FAST else (1, 4, 16, 64)
 ANSWERS = {"selective copying": 4, "induction heads": 1}
 
 
@@ -178,16 +178,18 @@ ax.legend()
 ax.grid(alpha=0.3)
 
 # %% [markdown]
-# Induction heads are a rule without a clock, and the rule goes on to lengths never seen. Selective copying at this
-# size does not go as far: in training the state never had to hold a token for longer than 36 steps, and nothing asked
-# the model to forget as little as a longer noise needs. The paper trains and tests that task at one length.
+# Induction heads are a rule without a clock, and the rule goes on to lengths never seen; how far differs from run to
+# run, since training stops at the first set that is solved: 64 times as long, the right answers were 94 % on one
+# backend and 38 % on another, where the weights are drawn and rounded otherwise. Selective copying at this size does
+# not go as far: in training the state never had to hold a token for longer than 36 steps, and nothing asked the model
+# to forget as little as a longer noise needs. The paper trains and tests that task at one length.
 #
 # ## What was selected
 #
-# The step size of each token in both layers: a token that is to be copied brings large steps with it, noise small
-# ones. That is selection (Mamba, section 3.5.2), and nobody told the model. The large step need not stand at the
-# token itself: the convolution in front has four taps, so that the recurrence may take a token up to three places
-# later.
+# The step size of each token in both layers: in one of them at least a token that is to be copied brings large steps
+# with it, noise small ones. That is selection (Mamba, section 3.5.2), and nobody told the model. The large step need
+# not stand at the token itself: the convolution in front has four taps, so that the recurrence may take a token up to
+# three places later.
 
 # %%
 example, _ = selective_copying(1, LENGTHS["selective copying"], np.random.default_rng(5))
@@ -206,7 +208,8 @@ for i, ax in enumerate(axes[:, 0]):
 # %% [markdown]
 # ## A long sequence at flat memory
 #
-# The state carries everything, so a sequence of any length can be read in pieces. The answer is that of one call.
+# The state carries everything, so a sequence of any length can be read in pieces. The answer is that of one call,
+# right or wrong (above: how often it is right at this length).
 
 # %%
 PIECES, PIECE = (2, 64) if FAST else (16, 256)

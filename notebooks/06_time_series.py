@@ -168,6 +168,7 @@ figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
 for name, error in errors.items():
     axes[0].semilogy(range(1, HORIZON + 1), error, marker=".", label=name)
 axes[0].set(xlabel="horizon (steps)", ylabel="RMSE (standard deviations)", title="held-out error")
+axes[0].xaxis.get_major_locator().set_params(integer=True)
 axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 axes[0].grid(alpha=0.3)
 
@@ -209,11 +210,11 @@ for place, fault in zip(places, ("spike", "stuck", "gain", "backwards"), strict=
 
 
 def scores(part, forecast):
-    """Mean squared error of the last 8 steps, each forecast `AHEAD` steps before; the first window is left out."""
+    """Mean squared error of the last 8 steps, each forecast `AHEAD` steps before; NaN where the past is too short."""
     error = np.zeros(len(part))
     error[AHEAD:] = (forecast(part)[:-AHEAD, AHEAD - 1] - part[AHEAD:]) ** 2
     smooth = np.convolve(error, np.full(8, 1 / 8))[: len(part)]
-    smooth[: LAGS + AHEAD + 8] = 0.0
+    smooth[: LAGS + AHEAD + 8] = np.nan
     return smooth
 
 
@@ -232,17 +233,16 @@ figure, axes = pyplot.subplots(3, 1, figsize=(12, 6.5), sharex=True, layout="con
 axes[0].plot(deviation * faulty + mean, linewidth=0.8, color="black")
 axes[0].set(ylabel=unit, title="held-out series with four planted faults (shaded)")
 for ax, (name, forecast) in zip(axes[1:], detectors.items(), strict=True):
-    score, threshold = scores(faulty, forecast), scores(scaled[cut:held], forecast).max()
+    score, threshold = scores(faulty, forecast), np.nanmax(scores(scaled[cut:held], forecast))
     found = [bool((score[p : p + SPAN + AHEAD + 8] > threshold).any()) for p in places]
     near = np.convolve(truth, np.ones(SPAN + AHEAD + 8))[: len(truth)] > 0
     false = int(((score > threshold) & ~near).sum())
     print(
         f"{name:16s} faults found: {sum(found)} of 4; steps flagged far from a fault: {false} of {int((~near).sum())}"
     )
-    ax.semilogy(np.maximum(score, 1e-6), linewidth=0.8)
-    ax.axhline(threshold, color="red", linestyle=":", label="largest score of the validation part")
-    ax.set(ylabel="score (variances)", title=name)
-    ax.legend(loc="lower right")
+    ax.semilogy(score, linewidth=0.8)
+    ax.axhline(threshold, color="red", linestyle=":")
+    ax.set(ylabel="score (variances)", title=f"{name} (dotted: largest score of the validation part)")
 axes[-1].set_xlabel("time (steps from the start of the held-out part)")
 for ax in axes:
     for place in places:

@@ -387,7 +387,7 @@ def test_a_run_of_tasks_that_was_killed_ends_as_one_that_was_not(tmp_path):
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data_formats.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+) (\w+)\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = re.findall(r'```(\w+) title="(\w+)"\n(.*?)```', PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize(("ending", "task", "content"), BLOCKS, ids=[f"{task}-{ending}" for ending, task, _ in BLOCKS])

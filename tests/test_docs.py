@@ -45,12 +45,20 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     exec(compile("\n".join(_blocks(page)), page, "exec"), {"__name__": page})
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in TEXTS[page]])
+def test_a_page_imports_this_library_before_keras(page):
+    """Keras would look for TensorFlow where another backend alone is installed."""
+    code = "\n".join(code for _, code in BLOCK.findall(TEXTS[page]))
+    imports = "\n".join(re.findall(r"^(?:import|from) .*$", code, re.MULTILINE))
+    assert re.findall(r"\b(?:dl_mamba|keras)\b", imports)[0] == "dl_mamba"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_no_block_of_a_page_escapes_the_test(page):
     fences = re.findall(r"^[ \t]*```(.+)$", TEXTS[page], re.MULTILINE)
     unknown = {fence for fence in fences if not fence.startswith("python")} - {"bibtex", "toml", "sh"}
     if page == "docs/data_formats.md":  # test_cli_tasks reads each block of data there as its task
-        unknown = {fence for fence in unknown if not re.fullmatch(r"\w+ \w+", fence)}
+        unknown = {fence for fence in unknown if not re.fullmatch(r'\w+ title="\w+"', fence)}
     assert not unknown
     assert len([fence for fence in fences if fence.startswith("python")]) == len(BLOCK.findall(TEXTS[page]))
 

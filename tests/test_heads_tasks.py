@@ -257,6 +257,22 @@ def test_a_head_of_ones_own_is_found_by_its_task_type_and_saved(registered, tmp_
         register_head("spam_detection")(IronyHead)
     with pytest.raises(ValueError, match="is no TaskHead"):
         register_head("another_detection")(keras.layers.Dense)
+    with pytest.raises(ValueError, match=r"a name is needed: @register_head\('my_task'\)"):
+        register_head(IronyHead)
+
+
+def test_a_head_of_ones_own_says_what_it_lacks(registered):
+    @register_head("bare_task")
+    class BareHead(TaskHead):
+        def call(self, inputs, mask=None):
+            return inputs["last_hidden_state"][:, 0]
+
+    task = NLPTaskConfig("task", "bare_task")
+    assert BareHead.make_metrics(task) == []
+    with pytest.raises(NotImplementedError, match="BareHead has no make_loss; write it, or give `compile` a loss"):
+        compile_options(task)
+    with pytest.raises(NotImplementedError, match="BareHead has no decode"):
+        BareHead(task).decode(np.ones((1, 2)))
 
 
 def test_another_package_plugs_a_head_in_by_an_entry_point(registered, tmp_path, monkeypatch):

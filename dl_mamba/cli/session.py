@@ -19,7 +19,9 @@ from dl_mamba import BACKEND, REASON
 @contextmanager
 def session(say: bool = True) -> Iterator[None]:
     """Says which backend runs; a user's mistake becomes one line and exit code 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if BACKEND != "tensorflow":  # Keras imports it in `fit` wherever it is installed, and it would write into our lines
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     signal.signal(signal.SIGTERM, _terminate)
     if say:
         print(f"backend: {BACKEND} ({REASON})", file=sys.stderr)

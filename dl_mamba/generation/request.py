@@ -79,7 +79,7 @@ def fork(memory: Memory, copies: int) -> Memory:
 
     Args:
         memory: what `prefill` or `generate(..., return_state=True)` returned.
-        copies: >= 1.
+        copies: how many, >= 1.
 
     Example:
 

@@ -56,7 +56,7 @@ class MambaLayer(Mixer):
 
     Example:
 
-    >>> import keras, numpy as np, dl_mamba
+    >>> import numpy as np, dl_mamba, keras
     >>> layer = dl_mamba.MambaLayer(d_model=8)
     >>> x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype("float32")
     >>> first, state = layer(x[:, :4], return_state=True)

@@ -32,7 +32,7 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
 
     Example:
 
-    >>> import keras, numpy as np, dl_mamba
+    >>> import numpy as np, dl_mamba, keras
     >>> norm = dl_mamba.RMSNorm()
     >>> [round(float(v), 4) for v in keras.ops.convert_to_numpy(norm(np.array([[3.0, 4.0]], "float32")))[0]]
     [0.8485, 1.1314]

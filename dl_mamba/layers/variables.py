@@ -59,7 +59,7 @@ def exclude_from_weight_decay(optimizer: keras.optimizers.Optimizer, model: kera
 
     Example:
 
-    >>> import keras, dl_mamba
+    >>> import dl_mamba, keras
     >>> model = dl_mamba.Mamba(vocab_size=11, d_model=16, num_layers=1)
     >>> optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
     >>> dl_mamba.exclude_from_weight_decay(optimizer, model)

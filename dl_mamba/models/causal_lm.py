@@ -238,7 +238,7 @@ class MambaCausalLM(CausalLM):
 
     Example:
 
-    >>> import keras, numpy as np, dl_mamba
+    >>> import numpy as np, dl_mamba, keras
     >>> model = dl_mamba.MambaCausalLM(vocab_size=11, d_model=8, num_layers=1)
     >>> tuple(model(np.array([[3, 1, 4]], "int32"))["logits"].shape)
     (1, 3, 11)

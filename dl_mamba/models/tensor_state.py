@@ -28,7 +28,7 @@ def stateful(model: keras.Model, length: int | None = None, batch_size: int | No
 
     Example:
 
-    >>> import keras, dl_mamba
+    >>> import dl_mamba, keras
     >>> model = dl_mamba.Mamba2CausalLM(vocab_size=11, d_model=8, num_layers=1, headdim=4, d_state=4)
     >>> step = dl_mamba.stateful(model, length=1)
     >>> state = {f"{key}_{i}": getattr(s, key) for i, s in enumerate(model.initial_state(2)) for key in s._fields}

@@ -113,7 +113,7 @@ def recipe(
 
     Example:
 
-    >>> import keras, dl_mamba
+    >>> import dl_mamba, keras
     >>> model = dl_mamba.MambaCausalLM(vocab_size=11, d_model=8, num_layers=2)
     >>> model.compile(dl_mamba.training.recipe(model, steps=100, learning_rate=1e-3, layer_decay=0.9))
     >>> type(model.optimizer).__name__, float(model.optimizer.learning_rate)

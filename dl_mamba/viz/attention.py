@@ -82,7 +82,7 @@ def attend(layer: Any, x: Any, matrix: np.ndarray, mask: Any = None, segment_ids
 
     Example:
 
-    >>> import keras, numpy as np, dl_mamba
+    >>> import numpy as np, dl_mamba, keras
     >>> layer, x = dl_mamba.MambaLayer(d_model=4), np.random.default_rng(0).normal(size=(1, 6, 4)).astype("float32")
     >>> matrix = dl_mamba.viz.hidden_attention(layer, x)
     >>> again = dl_mamba.viz.attend(layer, x, matrix)

@@ -114,7 +114,7 @@ def states(layer: Any, x: Any, mask: Any = None, segment_ids: Any = None) -> np.
 
     Example:
 
-    >>> import keras, numpy as np, dl_mamba
+    >>> import numpy as np, dl_mamba, keras
     >>> layer, x = dl_mamba.MambaLayer(d_model=4), np.ones((1, 5, 4), "float32")
     >>> _, state = layer(x, return_state=True)
     >>> bool(np.allclose(dl_mamba.viz.states(layer, x)[:, -1], keras.ops.convert_to_numpy(state.ssm), atol=1e-5))
