@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
-from harness import BACKEND
+from harness import BACKEND, numpy
 from model_harness import FAMILIES, tokens
 from test_causal_lm import small_lm
 
 import dl_mamba
 from dl_mamba.generation import decoding
+from dl_mamba.layers import one_token
 from dl_mamba.ops.kernels.availability import unavailable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
@@ -80,6 +82,30 @@ def test_an_end_token_a_stop_string_and_a_memory_end_rows_where_single_steps_do(
     stop = text[10:12]
     assert model.generate("The", NEW, stop=stop) == singly(model, "The", NEW, stop=stop)
     assert "".join(model.generate("The", NEW, stream=True)) == text[3:]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-6)])  # x, B and dt are rounded
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_a_token_in_three_kernels_is_that_of_the_block(rows, dtype, tolerance):
+    options = {"d_model": 96, "headdim": 16, "d_state": 16}
+    block, exact = (dl_mamba.Mamba2ResidualBlock(**options, dtype=kind) for kind in (dtype, "float32"))
+    random = np.random.default_rng(rows)
+    for layer in (block, exact):
+        layer.build((None, None, 96))
+    for variable, copy in zip(block.variables, exact.variables, strict=True):
+        variable.assign(variable + 0.1 * random.normal(size=variable.shape))
+        copy.assign(keras.ops.cast(variable, "float32"))
+    x = keras.ops.convert_to_tensor(random.normal(size=(rows, 4, 96)).astype("float32"))
+    _, state = block(x[:, :3], return_state=True)
+    wide = [keras.ops.cast(part, "float32") for part in state]
+    with dl_mamba.ops.implementation_scope("chunked"):
+        wanted = exact(x[:, 3:], state=wide, return_state=True)
+    with one_token.fused():
+        assert one_token.fits(block, x[:, 3:], None, state, None)
+        came = block(x[:, 3:], state=state, return_state=True)
+    for a, b in zip(keras.tree.flatten(came), keras.tree.flatten(wanted), strict=True):
+        a, b = numpy(keras.ops.cast(a, "float32")), numpy(b)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="CUDA graphs are torch's")

@@ -409,7 +409,8 @@ def patched(tensor, scope):
     patch(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())  # NumPy 2.4 refuses int(array of one)
 interpreter._patch_lang_tensor = patched
-import keras, torch
+import dl_mamba, keras, torch
+from dl_mamba.layers import one_token
 from test_gated_rms_norm import draw as norm_arrays
 from test_recurrence_laws import draw, float32, run
 from harness import assert_laws_hold, numpy, values_and_gradients
@@ -428,6 +429,17 @@ for op, length in ((recurrences.SSD, 70), (recurrences.SCAN, 5), (recurrences.CO
     arrays = float32(draw(op, 1, ngroups=1))
     with torch.no_grad():
         compare(lambda: ([numpy(v) for v in op.run(**arrays, return_final_state=True)], {}))
+block = dl_mamba.Mamba2ResidualBlock(d_model=24, headdim=8, d_state=16)
+x = torch.randn(2, 4, 24)
+def step():
+    with one_token.fused(), torch.no_grad():
+        given = {"state": state, "return_state": True}
+        fused.append(one_token.fits(block, x[:, 3:], None, state, None))
+        return [numpy(v) for v in keras.tree.flatten(block(x[:, 3:], **given))], {}
+with implementation_scope("chunked"), torch.no_grad():
+    fused, (_, state) = [], block(x[:, :3], return_state=True)
+compare(step)
+assert fused == [True, False]
 for before in (False, True):
     arrays = float32(norm_arrays(True))
     norm = lambda **a: (gated_rms_norm(**a, ngroups=2, norm_before_gate=before),)

@@ -15,6 +15,7 @@ from dl_mamba.generation.programs import Programs
 from dl_mamba.generation.prompts import chunks
 from dl_mamba.generation.recording import Recording
 from dl_mamba.generation.samplers import Carry, Sampler
+from dl_mamba.layers import one_token
 
 BLOCK = 64  # tokens
 PREFILL_CHUNK = 512  # tokens
@@ -165,7 +166,7 @@ class Decoding:
         shapes = tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in keras.tree.flatten(args))
         tensors = tuple(id(variable.value) for variable in self._model.variables)
         key = ("step", self._sampler.key, self._keep, shapes, tensors)
-        recording = self._programs.kept(key, lambda: Recording(self._advance, args))
+        recording = self._programs.kept(key, lambda: Recording(self._advance, args, draw.is_cuda))
         weights = recording.weights()
         self._advance = partial(recording, weights)
         if draw.is_cuda:
@@ -175,7 +176,8 @@ class Decoding:
 
 def _read_pending(model: keras.Model, keep: bool, carry: Carry) -> tuple[Any, Any]:
     """Logits and state behind the pending tokens; with `keep`, those of rows that had ended stay."""
-    logits, state = model.next_logits(carry["token"][:, None], None, carry["state"])
+    with one_token.fused():
+        logits, state = model.next_logits(carry["token"][:, None], None, carry["state"])
     if not keep:
         return logits, state
 

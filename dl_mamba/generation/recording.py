@@ -22,9 +22,10 @@ class Recording:
     Args:
         function: takes and returns nested tensors. It must run the same kernels whatever the values are.
         args: an example. Shapes and dtypes of later arguments must be the same.
+        overwrite: let kernels write a new state over the old one, which then is gone.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple) -> None:
+    def __init__(self, function: Callable[..., Any], args: tuple, overwrite: bool = False) -> None:
         import torch
 
         flat = keras.tree.flatten(args)  # dictionaries in the order of their keys, however they were made
@@ -36,6 +37,8 @@ class Recording:
         self._outputs = keras.tree.map_structure(lambda tensor: 0, outputs)
         graph.output([recorder.node(tensor) for tensor in keras.tree.flatten(outputs)])
         graph.eliminate_dead_code()
+        if overwrite:
+            _overwrite(graph)
         self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph))
 
     def weights(self) -> Sequence[Any]:
@@ -101,13 +104,16 @@ def _launches_to(recorder: Any) -> Iterator[None]:
 
     start = launch._LAUNCH["torch"]
 
-    def recorded(kernel, grid, inputs, outputs, options):
+    def recorded(kernel, grid, inputs, outputs, options, over):
         fixed = [None if isinstance(value, torch.Tensor) else value for value in inputs]
 
-        def again(*tensors):
+        def again(*tensors, reuse=False):
             remaining = iter(tensors)
-            return start(kernel, grid, [next(remaining) if v is None else v for v in fixed], outputs, options)
+            inputs = [next(remaining) if v is None else v for v in fixed]
+            return start(kernel, grid, inputs, outputs, options, over, reuse)
 
+        tensors = [i for i, value in enumerate(fixed) if value is None]
+        again.over = [tensors.index(i) for i in over]
         with _disable_current_modes():
             return recorder.record(again, [value for value in inputs if isinstance(value, torch.Tensor)], {})
 
@@ -116,6 +122,15 @@ def _launches_to(recorder: Any) -> Iterator[None]:
         yield
     finally:
         launch._LAUNCH["torch"] = start
+
+
+def _overwrite(graph: Any) -> None:
+    """Let kernels write new states over old ones that nothing else reads."""
+    for node in graph.nodes:
+        places = getattr(node.target, "over", ())
+        read = [node.args[i] for i in places]
+        if places and all(source.op == "placeholder" and [*source.users] == [node] for source in read):
+            node.kwargs = {"reuse": True}
 
 
 def _split(graph: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from dl_mamba.config import Config, Mamba2BlockConfig, MambaBlockConfig, with_options_of
+from dl_mamba.layers import one_token
 from dl_mamba.layers.mamba import MambaLayer
 from dl_mamba.layers.mamba2 import Mamba2Layer
 from dl_mamba.layers.mixer import KERAS_OPTIONS, Mixer, MixerState
@@ -55,8 +56,11 @@ class ResidualBlock(QuantizedParts, keras.layers.Layer):
         mask = getattr(x, "_keras_mask", None) if mask is None else mask
         self.mixer.check(x, mask, state, segment_ids)
         x = ops.cast(x, self.residual_dtype)
-        y, state = self.mixer(self.norm(x), mask=mask, state=state, return_state=True, segment_ids=segment_ids)
-        x = x + ops.cast(y, self.residual_dtype)
+        if one_token.fits(self, x, mask, state, segment_ids):
+            x, state = one_token.step(self, x, state)
+        else:
+            y, state = self.mixer(self.norm(x), mask=mask, state=state, return_state=True, segment_ids=segment_ids)
+            x = ops.add(x, y)  # in the wider dtype of the two, that of the residual stream
         return (x, state) if return_state else x
 
     def state_shapes(self, batch_size: int | None) -> MixerState:

@@ -98,10 +98,15 @@ class Mamba2Layer(Mixer):
         parts = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
         mlp_gate, mlp, z, xBC, dt = split_channels(self.in_proj(x), *parts)
         xBC, conv = self.conv1d(xBC, mask=mask, state=conv, segment_ids=segment_ids)
+        return self.recurrence_inputs(z, xBC, dt), (z, mlp_gate, mlp), conv
+
+    def recurrence_inputs(self, z: Any, xBC: Any, dt: Any) -> dict[str, Any]:
+        """What `ssd` takes, from the parts of in_proj behind the convolution."""
+        c = self.config
         batch, length, _ = ops.shape(xBC)
         x, B, C = split_channels(xBC, c.ssm_width, c.ngroups * c.d_state, c.ngroups * c.d_state)
         heads, groups = (batch, length, c.nheads, c.headdim), (batch, length, c.ngroups, c.d_state)
-        inputs = {
+        return {
             "x": ops.reshape(x, heads),
             "dt": dt,
             "A": -ops.exp(self.A_log),
@@ -112,7 +117,6 @@ class Mamba2Layer(Mixer):
             "dt_bias": self.dt_bias,
             "dt_limit": c.dt_limit,
         }
-        return inputs, (z, mlp_gate, mlp), conv
 
     def recur(self, **inputs: Any) -> tuple[Any, Any]:
         return ssd(**inputs, chunk_size=self.config.chunk_size, return_final_state=True)

@@ -53,7 +53,7 @@ def _check_values(ids: Any, vocab_size: int) -> None:
 
 
 def is_concrete(tensor: Any) -> bool:
-    """Whether values can be read now: not while JAX, TensorFlow or torch trace a program."""
+    """Whether values can be read now: not while JAX, TensorFlow or torch trace a program or capture a graph."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -65,4 +65,6 @@ def is_concrete(tensor: Any) -> bool:
         return tf.executing_eagerly() and hasattr(tensor, "numpy")
     import torch
 
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not (torch.is_tensor(tensor) and tensor.is_cuda and torch.cuda.is_current_stream_capturing())

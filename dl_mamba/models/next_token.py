@@ -11,12 +11,28 @@ from typing import Any
 import keras
 from keras import ops
 
+from dl_mamba.models.graphed_step import GraphedStep, replaces
+from dl_mamba.models.inputs import KEYS, read_inputs
 from dl_mamba.models.loss import following, next_tokens, token_losses, weighted_mean
 from dl_mamba.ops import checks
 
 
 class NextTokenTraining:
     """The part of a `keras.Model` with the metric `perplexity` that trains and tests it on the next token."""
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """On torch with an NVIDIA GPU, `compile(jit_compile=True)` makes the step a CUDA graph, not `torch.compile`."""
+        if not replaces(self):
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            self.train_function = GraphedStep(self, self._check_batch)
+        return self.train_function
+
+    def _check_batch(self, data: Any) -> None:
+        """Refuse a batch before it is in a graph, where no value can be looked at."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        inputs = {name: value for name, value in _named(x).items() if name in KEYS}
+        read_inputs(inputs, self.config.embedding_rows)
 
     def train_step(self, *args: Any) -> Any:
         *state, data = args  # only JAX has a state

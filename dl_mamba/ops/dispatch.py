@@ -100,6 +100,11 @@ def choose(
     return _untraced(table[name]) if name == FUSED else table[name]
 
 
+def kernels_wanted() -> bool:
+    """Whether the scope around the call leaves room for kernels that stand for several ops."""
+    return _forced.get() in (None, FUSED)
+
+
 @cache
 def _untraced(run: Callable) -> Callable:
     """On torch, `torch.compile` calls the kernels as they stand and does not look inside."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
+from keras.backend import standardize_dtype
 
 Tensor = Any
 Output = tuple[tuple[int, ...], str]  # shape, dtype
+NONE: Mapping[int, int] = MappingProxyType({})
 
 
 def launch(
@@ -18,6 +20,7 @@ def launch(
     inputs: Sequence[Tensor],
     outputs: Sequence[Output],
     *,
+    over: Mapping[int, int] = NONE,
     num_warps: int = 4,
     num_stages: int = 2,
     **constants: Any,
@@ -29,12 +32,15 @@ def launch(
         grid: number of programs along each axis.
         inputs: tensors and integers.
         outputs: shapes and dtypes.
+        over: outputs that may lie over an input of the same shape and dtype, from the number of the input to that of
+            the output. On JAX they do where the input is not needed any more, on torch in a graph of the decode loop.
         num_warps: warps of a program.
         num_stages: iterations of a loop whose loads are under way at once.
         constants: what the kernel is compiled for.
     """
     start = _LAUNCH[keras.backend.backend()]
-    return start(kernel, grid, inputs, outputs, {"num_warps": num_warps, "num_stages": num_stages, **constants})
+    options = {"num_warps": num_warps, "num_stages": num_stages, **constants}
+    return start(kernel, grid, inputs, outputs, options, over)
 
 
 def token_stride(tensor: Tensor) -> tuple[Tensor, int]:
@@ -51,18 +57,13 @@ def token_stride(tensor: Tensor) -> tuple[Tensor, int]:
     for size in reversed(tensor.shape[2:]):
         wanted.append(stride)
         stride *= size
-    _, length, *_ = tensor.shape
+    batch, length, *_ = tensor.shape
     row, token, *rest = tensor.stride()
+    if length == 1 < batch:
+        token = row  # torch leaves the stride of an axis of one open
     if rest == wanted[::-1] and token >= inner and row == length * token and tensor.data_ptr() % 16 == 0:
         return tensor, token
     return tensor.clone(memory_format=_contiguous()), inner
-
-
-def strides(tensor: Tensor) -> tuple[int, ...]:
-    """Distances of neighbours along each axis."""
-    if keras.backend.backend() == "torch":
-        return tensor.stride()
-    return tuple(math.prod(tensor.shape[i + 1 :]) for i in range(len(tensor.shape)))
 
 
 def packed(tensor: Tensor) -> Tensor:
@@ -76,11 +77,15 @@ def _contiguous():
     return torch.contiguous_format
 
 
-def _launch_torch(kernel, grid, inputs, outputs, options):
+def _launch_torch(kernel, grid, inputs, outputs, options, over, reuse=False):
     import torch
 
     device = inputs[0].device
-    made = tuple(torch.empty(shape, dtype=getattr(torch, dtype), device=device) for shape, dtype in outputs)
+    taken = {output: inputs[i] for i, output in over.items()} if reuse else {}
+    made = tuple(
+        taken[i] if i in taken else torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+        for i, (shape, dtype) in enumerate(outputs)
+    )
     if device.type != "cuda":
         kernel[grid](*inputs, *made, **options)
         return made
@@ -89,12 +94,19 @@ def _launch_torch(kernel, grid, inputs, outputs, options):
     return made
 
 
-def _launch_jax(kernel, grid, inputs, outputs, options):
+def _launch_jax(kernel, grid, inputs, outputs, options, over):
     import jax
     import jax_triton
 
     shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs)
+    tensors = [i for i, value in enumerate(inputs) if hasattr(value, "shape")]  # aliases do not count the others
+    options |= {"input_output_aliases": {tensors.index(i): output for i, output in over.items()}}
     return tuple(jax_triton.triton_call(*inputs, kernel=kernel, out_shape=shapes, grid=grid, **options))
+
+
+def same(tensor: Tensor, output: Output) -> bool:
+    """Whether an output can lie over a tensor."""
+    return (tuple(tensor.shape), standardize_dtype(tensor.dtype)) == output
 
 
 _LAUNCH = {"torch": _launch_torch, "jax": _launch_jax}

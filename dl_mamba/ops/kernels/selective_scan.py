@@ -86,6 +86,7 @@ def _forward(call, store):
             ((batch, channels, d_state), "float32"),
             (kept, "float32" if constants["EXACT"] else "bfloat16"),
         ],
+        over={} if start is None or store else {8: 1},
         HAS_START=start is not None,
         STORE=store,
         **thread,

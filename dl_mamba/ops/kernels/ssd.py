@@ -15,7 +15,7 @@ from keras import ops
 from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.binding import over_rows
-from dl_mamba.ops.kernels.launch import launch, packed, strides, token_stride
+from dl_mamba.ops.kernels.launch import launch, packed, token_stride
 from dl_mamba.ops.kernels.ssd_forward import ssd_forward
 from dl_mamba.ops.kernels.ssd_gradient import ssd_gradient_groups, ssd_gradient_values
 from dl_mamba.ops.kernels.ssd_states import ssd_segments, ssd_states
@@ -185,17 +185,14 @@ def step(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     strided = {name: token_stride(tensor) for name, tensor in strided.items()}
     (x, dt, B, C, scale), A = (tensor for tensor, _ in strided.values()), packed(A)
     given = {"BIAS": bias, "WEIGHTS": weights, "START": start, "FLAGS": flags}
-    bias, start, flags = (A if v is None else packed(v) for v in (bias, start, flags))
-    skip = A[:, None] if D is None else D
-    skip_head, skip_channel = strides(skip)
+    skip, bias, start, flags = (A if v is None else packed(v) for v in (D, bias, start, flags))
     return launch(
         ssd_step,
         (shape.batch * shape.nheads, -(-shape.headdim // STEP_CHANNELS)),
         [x, dt, A, B, C, skip, bias, scale, start, flags],
         [(tuple(x.shape), options.dtype), (shape.state, "float32")],
+        over={} if given["START"] is None else {8: 1},
         **{f"{name}_ROW": stride for name, (_, stride) in strided.items()},
-        D_HEAD=skip_head,
-        D_CHANNEL=skip_channel,
         P=shape.headdim,
         N=shape.d_state,
         G=shape.ngroups,

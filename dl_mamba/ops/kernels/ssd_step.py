@@ -25,8 +25,6 @@ def ssd_step(
     B_ROW: tl.constexpr,
     C_ROW: tl.constexpr,
     WEIGHTS_ROW: tl.constexpr,
-    D_HEAD: tl.constexpr,
-    D_CHANNEL: tl.constexpr,
     H: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -69,8 +67,9 @@ def ssd_step(
     inside = (p[:, None] < P) & (n[None, :] < N)
     if HAS_START:
         state += decay * tl.load(start + at, mask=inside, other=0.0).to(tl.float32)
+        tl.debug_barrier()  # `end` may be `start`, and a small tile lies in several warps
     tl.store(end + at, state, mask=inside)
     out = tl.sum(state * read[None, :], axis=1)
     if HAS_D:
-        out += value * tl.load(D + head * D_HEAD + p * D_CHANNEL, mask=p < P, other=0.0)
+        out += value * tl.load(D + head * P + p, mask=p < P, other=0.0)
     tl.store(y + (row * H + head) * P + p, out.to(y.dtype.element_ty), mask=p < P)

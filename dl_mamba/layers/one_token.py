@@ -1,0 +1,77 @@
+"""A residual block of Mamba-2 reads one token with three kernels, where the decode loop asks for it.
+
+Norm, in_proj and convolution are one, the state another, gate, norm, out_proj and the sum the third. They have no
+gradient, so that nobody but a loop that wants none may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from keras import ops
+
+from dl_mamba.layers.mixer import MixerState, split_channels
+from dl_mamba.ops import dispatch
+from dl_mamba.ops.kernels.availability import refusal_of
+
+_asked: ContextVar[bool] = ContextVar("dl_mamba_fused_token", default=False)
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """Let blocks read a token with few kernels, without gradients, where they can."""
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def fits(block: Any, x: Any, mask: Any, state: Any, segment_ids: Any) -> bool:
+    """Whether `step` can stand for the block's own body here."""
+    if not _asked.get() or x.shape[1] != 1 or state is None or mask is not None or segment_ids is not None:
+        return False
+    return dispatch.kernels_wanted() and _supported(block, x, state)
+
+
+def step(block: Any, x: Any, state: MixerState) -> tuple[Any, MixerState]:
+    """The block's output for x (rows, 1, d_model) and the new state."""
+    from dl_mamba.ops.kernels import one_token as kernels
+
+    mixer, c = block.mixer, block.mixer.config
+    weight = lambda variable: None if variable is None else ops.cast(variable, block.compute_dtype)  # noqa: E731
+    turned = lambda dense: ops.transpose(weight(dense.kernel))  # noqa: E731  once for all tokens of a request
+    projected, conv = kernels.project(
+        x,
+        ops.convert_to_tensor(block.norm.scale),
+        turned(mixer.in_proj),
+        state.conv,
+        weight(mixer.conv1d.kernel),
+        weight(mixer.conv1d.bias),
+        c.ssm_width,
+        epsilon=block.norm.epsilon,
+    )
+    z, xBC, dt = split_channels(projected, c.ssm_width, c.conv_width, c.nheads)
+    y, ssm = mixer.recur(**mixer.recurrence_inputs(z, xBC, dt), initial_state=state.ssm)
+    y = ops.reshape(y, (x.shape[0], 1, c.ssm_width))
+    scale = ops.convert_to_tensor(mixer.norm.scale)
+    return kernels.finish(y, z, scale, turned(mixer.out_proj), x, epsilon=mixer.norm.epsilon), MixerState(conv, ssm)
+
+
+def _supported(block: Any, x: Any, state: MixerState) -> bool:
+    mixer, c = block.mixer, block.mixer.config
+    if not hasattr(mixer, "recurrence_inputs"):
+        return False  # Mamba-1 has two more matrices between convolution and state
+    if mixer.norm is None or c.norm_before_gate or c.ngroups > 1 or c.mlp_width or c.d_conv < 2:
+        return False
+    for dense in (mixer.in_proj, mixer.out_proj):
+        if dense.use_bias or dense.lora_enabled or dense.quantization_mode is not None:
+            return False
+    if refusal_of(x, state.conv, state.ssm) is not None:
+        return False
+    from dl_mamba.ops.kernels.one_token import DEEPEST, ROWS
+
+    return x.shape[0] <= ROWS and c.d_inner <= DEEPEST
