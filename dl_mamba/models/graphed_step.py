@@ -43,6 +43,7 @@ class GraphedStep:
         self._model, self._optimizer, self._check = model, model.optimizer, check
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, Callable[[list], Any]] = {}
+        self._constants: list[Any] = []  # that the graphs read
         self._steps: Counter[Hashable] = Counter()
         self._failed = False
 
@@ -92,7 +93,7 @@ class GraphedStep:
             graph.replay()
             return {name: value.clone() for name, value in logs.items()}
 
-        replay.kept = beside.kept
+        self._constants += beside.kept
         self._graphs[key] = replay
 
 
