@@ -1,5 +1,7 @@
 """KerasHub adapters: our language models, with the same weights, behind its Backbone, CausalLM and presets.
 
+Needs `pip install "dl-mamba[hub]"`, which brings TensorFlow, whatever the backend.
+
 KerasHub's `generate` fills a key-value cache from the padded rows and then feeds every token from the shortest prompt's
 last one on again. A recurrent state must read each token once, so `generate_step` is our own: it reads what stands
 before that token, the sampler's loop the rest. A given token is certain there: beams part only behind their prompt.
@@ -186,6 +188,7 @@ class HubPreprocessor(keras_hub.models.CausalLMPreprocessor):
 
     Example:
 
+    >>> import keras
     >>> from dl_mamba.hub import HubPreprocessor, HubTokenizer
     >>> from dl_mamba.tokenizers import ByteTokenizer
     >>> inputs = HubPreprocessor(HubTokenizer(ByteTokenizer()), sequence_length=4).generate_preprocess(["ab"])

@@ -82,7 +82,7 @@ print(induction_heads(1, 12, np.random.default_rng(0))[0])
 # ## Model and training
 #
 # Two blocks of Mamba-1, width 32, 8 states for each channel: about 17,000 weights. New data are drawn for every
-# batch; training ends when a fresh set is solved and the loss is low, or at the last step.
+# batch; training ends when all but a few answers to a set of its own are right, or at the last step.
 
 # %%
 LAYERS = 1 if FAST else 2
@@ -95,12 +95,12 @@ def build(vocabulary):
     encoder = dl_mamba.Mamba(vocab_size=vocabulary, d_model=32, num_layers=LAYERS, d_state=8)
     model = keras.Model(ids, keras.layers.Dense(vocabulary)(encoder(ids)["last_hidden_state"]))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=NOTHING)
-    model.compile(keras.optimizers.Adam(3e-3, clipnorm=1.0), loss)
+    model.compile(keras.optimizers.Adam(6e-3, clipnorm=1.0), loss)
     return model, encoder
 
 
 def accuracy(model, ids, labels):
-    batch = max(1, 8192 // ids.shape[1])
+    batch = 2 ** int(np.log2(8192 / ids.shape[1]))  # divides the rows: one compilation for each length
     predicted = np.argmax(model.predict(ids, batch_size=batch, verbose=0), axis=-1)
     asked = labels != NOTHING
     return float(np.mean(predicted[asked] == labels[asked]))
@@ -112,7 +112,7 @@ def learn(model, task, length, rounds):
     for _ in range(rounds):
         model.fit(*task(ROUND * BATCH, length, rng), batch_size=BATCH, verbose=0)
         curve.append(accuracy(model, *held))
-        if curve[-1] == 1.0 and model.evaluate(*held, batch_size=BATCH, verbose=0) < LOW:
+        if curve[-1] >= SOLVED:
             break
     print(f"{len(curve) * ROUND} steps, {time.perf_counter() - begin:.0f} s: held-out accuracy {curve[-1]:.4f}")
     return curve
@@ -120,9 +120,9 @@ def learn(model, task, length, rounds):
 
 # %%
 ROUNDS = 1 if FAST else 15
-LENGTHS = {"selective copying": 32, "induction heads": 64}  # trained at
+LENGTHS = {"selective copying": 16, "induction heads": 32}  # trained at
 TASKS = {"selective copying": (selective_copying, 8), "induction heads": (induction_heads, 16)}
-LOW = 0.01
+SOLVED = 0.998
 
 curves, models, encoders = {}, {}, {}
 for name, (task, vocabulary) in TASKS.items():
@@ -141,7 +141,7 @@ ax.legend()
 ax.grid(alpha=0.3)
 
 # %% [markdown]
-# Induction heads show the plateau and the sudden drop that are known of transformers: nothing seems to happen until
+# Induction heads show the plateau and the sudden rise that are known of transformers: nothing seems to happen until
 # the two layers find each other.
 #
 # ## Longer than anything seen in training
@@ -179,31 +179,35 @@ ax.grid(alpha=0.3)
 
 # %% [markdown]
 # Induction heads are a rule without a clock, and the rule goes on to lengths never seen; how far differs from run to
-# run, since training stops at the first set that is solved: 64 times as long, the right answers were 94 % on one
-# backend and 38 % on another, where the weights are drawn and rounded otherwise. Selective copying at this size does
-# not go as far: in training the state never had to hold a token for longer than 36 steps, and nothing asked the model
-# to forget as little as a longer noise needs. The paper trains and tests that task at one length.
+# run, since training stops as soon as the task is solved: 64 times as long, the right answers were 91 % on one
+# backend and 28 % on another, where the weights are drawn and rounded otherwise. Selective copying at this size falls
+# off sooner (16 times as long: 58 to 74 %, induction heads 77 to 99 %): in training the state never had to hold a token
+# for longer than 20 steps, and nothing asked the model to forget as little as a longer noise needs. The paper trains
+# and tests that task at one length.
 #
 # ## What was selected
 #
-# The step size of each token in both layers: in one of them at least a token that is to be copied brings large steps
-# with it, noise small ones. That is selection (Mamba, section 3.5.2), and nobody told the model. The large step need
-# not stand at the token itself: the convolution in front has four taps, so that the recurrence may take a token up to
-# three places later.
+# The step size of each token in both layers. In a channel that selects, a token to copy brings a large step with it
+# and noise a small one (Mamba, section 3.5.2), and nobody told the model; other channels keep their pace. In the first
+# layer 20 to 40 of the 64 channels, by the backend, took more than 1.5 times their mean step at such a token or behind
+# it: the convolution in front has four taps, so that the recurrence may take a token up to three places later.
 
 # %%
-example, _ = selective_copying(1, LENGTHS["selective copying"], np.random.default_rng(5))
+examples, _ = selective_copying(64, LENGTHS["selective copying"], np.random.default_rng(5))
 encoder = encoders["selective copying"]
-hidden = encoder(example, output_hidden_states=True)["hidden_states"]
-names = ["·" if token == 0 else "?" if token == 7 else str(token) for token in example[0]]
+hidden = encoder(examples, output_hidden_states=True)["hidden_states"]
+names = ["·" if token == 0 else "?" if token == 7 else str(token) for token in examples[0]]
+row, place = np.nonzero((examples > 0) & (examples < 7))  # the tokens to copy
 
 figure, axes = pyplot.subplots(LAYERS, 1, figsize=(11, 3 * LAYERS), layout="constrained", squeeze=False)
 for i, ax in enumerate(axes[:, 0]):
-    steps = dl_mamba.viz.step_sizes(encoder.blocks[i], hidden[i])[0]
-    dl_mamba.viz.plot_token_map(steps, "step size dt (no unit)", names, ax, f"layer {i + 1}")
-    copied = np.flatnonzero((example[0] > 0) & (example[0] < 7))
-    ratios = [round(float(steps[copied + lag].mean() / steps.mean()), 1) for lag in range(4)]
-    print(f"layer {i + 1}: mean dt 0, 1, 2, 3 places behind a token to copy, relative to that of all tokens: {ratios}")
+    steps = dl_mamba.viz.step_sizes(encoder.blocks[i], hidden[i])
+    dl_mamba.viz.plot_token_map(steps[0], "step size dt (no unit)", names, ax, f"layer {i + 1}")
+    relative = steps / steps.mean(axis=(0, 1))  # to the mean of the channel
+    ratios = np.array([relative[row, place + lag].mean(axis=0) for lag in range(4)])  # (places behind, channels)
+    most = np.sort(ratios.max(axis=0))[::-1]
+    print(f"layer {i + 1}, mean dt 0 to 3 places behind a token to copy, relative to that of all tokens:", end=" ")
+    print(f"{most[0]:.1f} in the most selective channel, above 1.5 in {np.sum(most > 1.5)} of {len(most)} channels")
 
 # %% [markdown]
 # ## A long sequence at flat memory
@@ -212,7 +216,7 @@ for i, ax in enumerate(axes[:, 0]):
 # right or wrong (above: how often it is right at this length).
 
 # %%
-PIECES, PIECE = (2, 64) if FAST else (16, 256)
+PIECES, PIECE = (2, 64) if FAST else (16, 128)
 ids, labels = induction_heads(1, PIECES * PIECE, np.random.default_rng(3))
 encoder = encoders["induction heads"]
 state = encoder.initial_state(batch_size=1)

@@ -50,7 +50,7 @@ def test_every_example_of_a_module_prints_what_its_docstring_says(name):
         pytest.importorskip("keras_hub", reason="the extra hub is not installed")
     if name.startswith("dl_mamba.ops.kernels."):
         pytest.importorskip("triton", reason="the extra kernels is not installed")
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
+    failed, _ = doctest.testmod(importlib.import_module(name), globs={}, optionflags=OPTIONS)  # as a reader copies it
     assert failed == 0
 
 
