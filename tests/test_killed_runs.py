@@ -84,7 +84,7 @@ MOMENTS = [
     ("model", 1, 3),  # the epochs are over, and one of the files of the result stands in its place
     ("unlink", 1, 3),  # all of them do
 ]
-MOMENTS = MOMENTS if BACKEND == "torch" else MOMENTS[1:3]  # a process takes seconds to start
+MOMENTS = MOMENTS if BACKEND == "torch" else MOMENTS[1:3]  # each run compiles anew
 
 TASKS = """
 [[task]]
