@@ -58,13 +58,13 @@ def _positions(model: keras.Model, rounds: int, position: int) -> tuple[str, ...
 
 
 def _ages(model: keras.Model, rounds: int, position: int) -> list[float]:
-    """Seconds of a token after 10 and after `position` others, in turns: what else the machine does slows both."""
+    """Seconds of a token after 10 and after `position` others, each first in turn: other work slows both alike."""
     seconds = {n: [] for n in (10, position)}
     memories = {n: model.prefill(np.ones((1, n), "int32")) for n in seconds}
-    for _ in range(1 + rounds):
-        for n, memory in memories.items():
+    for turn in range(1 + rounds):
+        for n in list(seconds)[:: -1 if turn % 2 else 1]:
             begin = time.perf_counter()
-            model.generate(None, TOKENS, state=memory)
+            model.generate(None, TOKENS, state=memories[n])
             seconds[n].append(time.perf_counter() - begin)
     return [statistics.median(found[1:]) / TOKENS for found in seconds.values()]
 
