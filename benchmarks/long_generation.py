@@ -50,15 +50,23 @@ def main(
 
 
 def _positions(model: keras.Model, rounds: int, position: int) -> tuple[str, ...]:
-    early, late = (model.prefill(np.ones((1, n), "int32")) for n in (10, position))
-    timed = {
-        name: _median(lambda m=memory: model.generate(None, TOKENS, state=m), rounds)
-        for name, memory in (("early", early), ("late", late))
-    }
-    before = _peak()
-    model.generate(None, position, state=early)
+    early, late = _ages(model, rounds, position)
+    memory, before = model.prefill(np.ones((1, 10), "int32")), _peak()
+    model.generate(None, position, state=memory)
     grown = f"{_peak() - before:.0f}"
-    return f"a token at {position:,}", *_against(timed["late"] / TOKENS, "at 10", timed["early"] / TOKENS), grown
+    return f"a token at {position:,}", *_against(late, "at 10", early), grown
+
+
+def _ages(model: keras.Model, rounds: int, position: int) -> list[float]:
+    """Seconds of a token after 10 and after `position` others, each first in turn: other work slows both alike."""
+    seconds = {n: [] for n in (10, position)}
+    memories = {n: model.prefill(np.ones((1, n), "int32")) for n in seconds}
+    for turn in range(1 + rounds):
+        for n in list(seconds)[:: -1 if turn % 2 else 1]:
+            begin = time.perf_counter()
+            model.generate(None, TOKENS, state=memories[n])
+            seconds[n].append(time.perf_counter() - begin)
+    return [statistics.median(found[1:]) / TOKENS for found in seconds.values()]
 
 
 def _prompt(model: keras.Model, rounds: int) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from dl_mamba.heads import NLPTaskType, TaskModel, task_model
 from dl_mamba.heads.task_model import reader_class
 from dl_mamba.pipelines.recipe import TASK, TEXT
 from dl_mamba.pipelines.task_specs import TaskSpec
-from dl_mamba.pipelines.task_training import train_tasks
 from dl_mamba.tokenizers import ByteTokenizer
 
 SMALL = {"d_model": 16, "num_layers": 1, "headdim": 8, "d_state": 4, "chunk_size": 16}
@@ -360,30 +359,6 @@ def test_labels_that_a_model_does_not_know_are_named_before_scoring(tmp_path):
         in result.stderr
     )
     assert not (tmp_path / "report").exists()
-
-
-class _Killed(keras.callbacks.Callback):
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == 0:
-            raise KeyboardInterrupt
-
-
-@ON_TORCH
-def test_a_run_of_tasks_that_was_killed_ends_as_one_that_was_not(tmp_path):
-    """Hidden tokens are drawn anew in each epoch: those of the epochs that are over are drawn again."""
-    data = tmp_path / "a.txt"
-    data.write_text("the cat sat. " * 20)
-    spec = TaskSpec("masked_language_modeling", data=data)
-    options = {"epochs": 2, "max_length": 16, "resume": True}
-    whole = train_tasks([spec], out=tmp_path / "whole.keras", **options)
-    with pytest.raises(KeyboardInterrupt):
-        train_tasks([spec], out=tmp_path / "m.keras", callbacks=[_Killed()], **options)
-    assert (tmp_path / "m.resume.npz").exists()
-    assert not (tmp_path / "m.keras").exists()
-    resumed = train_tasks([spec], out=tmp_path / "m.keras", **options)
-    assert resumed.metrics["history"]["loss"] == whole.metrics["history"]["loss"]
-    for one, other in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data_formats.md").read_text(encoding="utf-8")

@@ -1,14 +1,9 @@
 """Fine-tuning: learning rates by depth, what is decayed, frozen blocks, adapters that start as nothing and merge."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
-from harness import BACKEND, assert_close, numpy
+from harness import assert_close, numpy
 from keras import ops
 from model_harness import FAMILIES, MODELS, SMALL_MODEL, perturb, tokens
 
@@ -172,56 +167,6 @@ def test_adapters_of_what_has_none_are_refused():
     with pytest.raises(ValueError, match="has no adapters; call enable_lora first"):
         merge_lora(model)
     assert str(training.TrainableShare(1, 8)) == "1 of 8 weights train (12.50 %)"
-
-
-RUN = """
-import os, pathlib, signal, sys
-import keras, numpy as np
-import dl_mamba
-from dl_mamba import training
-
-folder, die_after = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-
-
-class Die(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == die_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-keras.utils.set_random_seed(0)
-task = dl_mamba.heads.NLPTaskConfig("mood", "sentiment_analysis", num_classes=2, dropout_rate=0.5)
-model = dl_mamba.create_mamba_with_head("tiny", task, vocab_size=16, num_layers=1, d_model=8)
-optimizer = training.recipe(model, steps=40, learning_rate=0.05, layer_decay=0.5)
-loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-model.compile(optimizer, loss, metrics=["accuracy"])
-ids = np.random.default_rng(0).integers(0, 16, (8, 5)).astype("int32")
-labels = (ids.sum(1) % 2).astype("int32")
-inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-best = keras.callbacks.EarlyStopping("loss", patience=2, restore_best_weights=True)
-resume = training.Resume(folder / "run.npz", [best])
-callbacks = [best, resume, Die()]
-options = {"epochs": 10, "initial_epoch": resume.epoch, "batch_size": 2, "shuffle": False, "verbose": 0}
-model.fit(inputs, labels, callbacks=callbacks, **options)
-np.savez(folder / "weights.npz", *model.get_weights(), history=resume.history["loss"])
-"""
-
-
-@pytest.mark.skipif(
-    BACKEND != "torch", reason="starts three processes; test_pipelines cuts a run off inside one, on every backend"
-)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
-    def run(name, die_after=-1):
-        (tmp_path / name).mkdir(exist_ok=True)
-        return subprocess.run([sys.executable, "-c", RUN, str(tmp_path / name), str(die_after)], env={**os.environ})
-
-    assert run("whole").returncode == 0
-    assert run("killed", die_after=10).returncode == -signal.SIGKILL
-    assert run("killed").returncode == 0
-    with np.load(tmp_path / "whole" / "weights.npz") as whole, np.load(tmp_path / "killed" / "weights.npz") as killed:
-        assert sorted(whole.files) == sorted(killed.files)
-        for name in whole.files:
-            np.testing.assert_array_equal(whole[name], killed[name], err_msg=name)
 
 
 def test_the_state_of_another_run_or_a_damaged_one_is_refused(tmp_path):

@@ -57,13 +57,15 @@ def test_the_loss_of_several_tasks_is_the_weighted_sum_of_their_own(scored, miss
     assert score.keys() >= {"topic_accuracy", "names_viterbi_accuracy", "answer_exact_match"}
 
 
-def test_a_sample_weight_of_0_is_no_label(scored):
+def test_a_row_without_a_label_and_one_of_weight_0_leave_the_loss_of_the_others(scored):
     (_, outputs, options), wanted = scored, labels(inputs_of(TASKS[0]))
     for name, loss in options["loss"].items():
         hidden = wanted[name].copy()
         hidden[1] = np.nan if hidden.dtype.kind == "f" else -100
+        alone = run(loss, wanted[name][:1], outputs[name][:1])
         weighed = run(loss, wanted[name], outputs[name], np.array([1.0, 0.0], "float32"))
-        assert weighed == pytest.approx(run(loss, hidden, outputs[name]), rel=FORWARD), name
+        assert weighed == pytest.approx(alone, rel=FORWARD), name
+        assert run(loss, hidden, outputs[name]) == pytest.approx(alone, rel=FORWARD), name
 
 
 def test_several_tasks_train_together_but_for_those_without_labels_and_come_back_from_their_file(tmp_path):

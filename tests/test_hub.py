@@ -245,6 +245,6 @@ def test_bad_prompts_are_refused_before_anything_is_computed(inputs, message, mo
 
 def test_the_example_of_the_docs_runs(tmp_path, monkeypatch):
     page = (Path(__file__).resolve().parents[1] / "docs" / "generation.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r'```python title="With keras-hub"\n(.*?)```', page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(block, {"model": small_lm("mamba2", vocab_size=256, tokenizer=ByteTokenizer())})
