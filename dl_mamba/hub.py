@@ -1,6 +1,4 @@
-"""KerasHub adapters: our language models, with the same weights, behind its Backbone, CausalLM and presets.
-
-Needs `pip install "dl-mamba[hub]"`, which brings TensorFlow, whatever the backend.
+"""KerasHub adapters: our language models behind its Backbone, CausalLM and presets; `pip install "dl-mamba[hub]"`.
 
 KerasHub's `generate` fills a key-value cache from the padded rows and then feeds every token from the shortest prompt's
 last one on again. A recurrent state must read each token once, so `generate_step` is our own: it reads what stands
@@ -188,12 +186,11 @@ class HubPreprocessor(keras_hub.models.CausalLMPreprocessor):
 
     Example:
 
-    >>> import keras
     >>> from dl_mamba.hub import HubPreprocessor, HubTokenizer
     >>> from dl_mamba.tokenizers import ByteTokenizer
     >>> inputs = HubPreprocessor(HubTokenizer(ByteTokenizer()), sequence_length=4).generate_preprocess(["ab"])
-    >>> keras.ops.convert_to_numpy(inputs["token_ids"]).tolist()
-    [[97, 98, 0, 0]]
+    >>> [int(token) for token in inputs["token_ids"][0]]
+    [97, 98, 0, 0]
     """
 
     backbone_cls = HubBackbone

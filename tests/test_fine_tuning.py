@@ -127,18 +127,28 @@ def test_frozen_blocks_stay_as_they_are(family):
         freeze(keras.Sequential([keras.layers.Dense(1)]), 0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_change_nothing_at_first_learn_alone_merge_and_are_saved(family, tmp_path):
+PROJECTION_FACTORS = {"lora_kernel_a", "lora_kernel_b"}
+EMBEDDING_FACTORS = {"lora_embeddings_a", "lora_embeddings_b"}
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "factors"),
+    [
+        ("mamba", training.adapting.PROJECTIONS, PROJECTION_FACTORS),
+        ("mamba2", ("embedding", "in_proj"), PROJECTION_FACTORS | EMBEDDING_FACTORS),
+    ],
+)
+def test_adapters_change_nothing_at_first_learn_alone_merge_and_are_saved(family, targets, factors, tmp_path):
     model = language_model(family)
     plain = numpy(model(IDS)["logits"])
-    share = enable_lora(model, rank=2)
+    share = enable_lora(model, rank=2, targets=targets)
     assert share.trainable == sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-    assert {variable.name for variable in model.trainable_variables} == {"lora_kernel_a", "lora_kernel_b"}
+    assert {variable.name for variable in model.trainable_variables} == factors
     assert_close(numpy(model(IDS)["logits"]), plain, 1e-6)
     before = values(model)
     model.compile(recipe(model, steps=4, learning_rate=0.05), run_eagerly=True)
     model.fit(IDS, epochs=4, verbose=0)
-    assert {name.rsplit("/", 1)[1] for name in changed(model, before)} == {"lora_kernel_a", "lora_kernel_b"}
+    assert {name.rsplit("/", 1)[1] for name in changed(model, before)} == factors
     tuned = numpy(model(IDS)["logits"])
     assert np.abs(tuned - plain).max() > 1e-3
     model.save(tmp_path / "model.keras")
@@ -148,7 +158,7 @@ def test_adapters_change_nothing_at_first_learn_alone_merge_and_are_saved(family
     again.compile(recipe(again, steps=6, learning_rate=0.05), run_eagerly=True)
     again.fit(IDS, epochs=4, verbose=0)
     learned = changed(again, before)
-    assert {name.rsplit("/", 1)[1] for name in learned} == {"lora_kernel_a", "lora_kernel_b"}
+    assert {name.rsplit("/", 1)[1] for name in learned} == factors
     assert len(learned) == len(again.trainable_variables)
     with pytest.raises(CheckpointError, match=r"call dl_mamba.training.merge_lora\(model\) first"):
         model.save_pretrained(tmp_path / "hf")
@@ -162,8 +172,10 @@ def test_adapters_of_what_has_none_are_refused():
     model = MODELS["mamba2"](**SMALL_MODEL["mamba2"])
     with pytest.raises(ValueError, match="rank=0; an integer >= 1"):
         enable_lora(model, 0)
-    with pytest.raises(ValueError, match=r"targets=\['query'\] are no projections .* it has \['in_proj', 'out_proj'\]"):
+    with pytest.raises(ValueError, match=r"targets=\['query'\] .* it has \['embedding', 'in_proj', 'out_proj'\]"):
         enable_lora(model, 1, targets=["query"])
+    with pytest.raises(ValueError, match=r"targets=\['in_proj', 'embeddings'\] are not all known"):
+        enable_lora(model, 1, targets=["in_proj", "embeddings"])
     with pytest.raises(ValueError, match="has no adapters; call enable_lora first"):
         merge_lora(model)
     assert str(training.TrainableShare(1, 8)) == "1 of 8 weights train (12.50 %)"

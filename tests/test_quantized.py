@@ -81,6 +81,13 @@ def test_adapters_of_a_quantized_model_come_back(tmp_path):
     assert_close(answers(loaded, inputs)[0], answers(model, inputs)[0], 1e-6)
 
 
+def test_an_adapter_of_a_quantized_embedding_is_refused():
+    model, _ = language_model("mamba")
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="the embedding is quantized; adapt it before"):
+        dl_mamba.training.enable_lora(model, rank=1, targets=["embedding"])
+
+
 def test_a_config_that_names_a_missing_part_says_which_exist():
     config = dl_mamba.MambaLayer(d_model=8).get_config() | {"quantized": {"nowhere": {"mode": "int8", "config": None}}}
     layer = dl_mamba.MambaLayer.from_config(config)

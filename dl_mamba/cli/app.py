@@ -60,6 +60,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Model file to write.")] = Path("model.keras"),
     init: Annotated[str | None, typer.Option(help="Pretrained: folder, hub repository or .keras file.")] = None,
     lora: Annotated[int | None, typer.Option(help="Train adapters of this rank in place of the backbone.")] = None,
+    lora_target: Annotated[list[str] | None, typer.Option(help="What they adapt, e.g. embedding; repeatable.")] = None,
     bidirectional: options.Directions = None,
     family: options.Family = None,
     variant: Annotated[str | None, typer.Option(help="Size: see dl-mamba variants.", show_default=False)] = None,
@@ -82,7 +83,8 @@ def train(
     """
     changes = {"family": family, "variant": variant, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     changes |= {"learning_rate": learning_rate, "dropout_rate": dropout, "pooling": pooling, "patience": patience}
-    changes |= {"max_length": max_length, "init": init, "lora": lora, "bidirectional": bidirectional, "resume": resume}
+    changes |= {"max_length": max_length, "init": init, "lora": lora, "lora_targets": lora_target}
+    changes |= {"bidirectional": bidirectional, "resume": resume}
     files = {"data": data, "valid": valid, "test": test, "text_column": text_column, "label_column": label_column}
     with session():
         from dl_mamba.pipelines.progress import RichProgress

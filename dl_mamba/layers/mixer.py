@@ -10,6 +10,7 @@ from keras import ops
 
 from dl_mamba.config import MixerConfig
 from dl_mamba.layers import initializers
+from dl_mamba.layers.adapted import Projection
 from dl_mamba.layers.quantized import QuantizedParts
 from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import checks
@@ -131,19 +132,6 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
 
     def _float32_weight(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
-
-
-class Projection(keras.layers.Dense):
-    """Dense whose low-rank adapters can learn again after loading, where Keras leaves both factors at zero."""
-
-    def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
-        if self.lora_enabled:
-            a = self.lora_kernel_a
-            a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
-
-    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
-        super().quantize(mode, type_check=False, config=config)  # it is a Dense, which Keras asks of no subclass
 
 
 def split_channels(x: Any, *sizes: int) -> list[Any]:

@@ -9,12 +9,15 @@ import keras
 from keras import ops
 
 from dl_mamba.layers import initializers
+from dl_mamba.layers.adapted import Projection, TokenEmbedding
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
+
+ADAPTABLE = ("embedding", "in_proj", "x_proj", "dt_proj", "out_proj")
 
 
 class Backbone(Pretrained, keras.Model):
@@ -37,7 +40,7 @@ class Backbone(Pretrained, keras.Model):
         self.residual_dtype = residual_dtype(self.compute_dtype, config.residual_in_fp32)
         fields = self.block_class.config_class.__dataclass_fields__
         block_options = {name: value for name, value in config.to_dict().items() if name in fields}
-        self.embedding = keras.layers.Embedding(
+        self.embedding = TokenEmbedding(
             config.embedding_rows,
             config.d_model,
             embeddings_initializer=initializers.normal(0.02),
@@ -133,17 +136,19 @@ class Backbone(Pretrained, keras.Model):
         self.frozen_blocks = num_blocks
 
     def enable_adapters(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
-        """Train low-rank adapters of projections alone; see `dl_mamba.training.enable_lora`."""
+        """Train low-rank adapters alone; see `dl_mamba.training.enable_lora`."""
         if not isinstance(rank, int) or rank < 1:
             raise ValueError(f"rank={rank!r}; an integer >= 1 is needed.")
-        dense = [layer for layer in self._flatten_layers() if isinstance(layer, keras.layers.Dense)]
-        projections = [layer for layer in dense if layer.name in targets]
-        if not projections:
-            names = sorted({layer.name for layer in dense})
-            raise ValueError(f"targets={list(targets)} are no projections of {self.name!r}; it has {names}.")
+        layers = [layer for layer in self._flatten_layers() if isinstance(layer, (Projection, TokenEmbedding))]
+        chosen = [layer for layer in layers if layer.name in targets]
+        if not chosen or set(targets) - set(ADAPTABLE):
+            names = sorted({layer.name for layer in layers})
+            raise ValueError(f"targets={list(targets)} are not all known, or none is in {self.name!r}; it has {names}.")
+        if "embedding" in targets and self.embedding.quantization_mode is not None:
+            raise ValueError("the embedding is quantized; adapt it before `quantize`, or leave it out of the targets.")
         for variable in self.trainable_variables:
             variable.trainable = False
-        for layer in projections:
+        for layer in chosen:
             layer.enable_lora(rank, lora_alpha=alpha)
         self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
 

@@ -15,6 +15,7 @@ from keras import ops
 from dl_mamba import variants
 from dl_mamba.config import BackboneConfig
 from dl_mamba.layers import initializers
+from dl_mamba.layers.adapted import factors
 from dl_mamba.weights import Checkpoint, CheckpointError, Header, resolve, write_checkpoint
 
 # Initial values, and chunk_size, which changes no result: a model may differ from a checkpoint in these.
@@ -165,9 +166,9 @@ class Pretrained:
 
     def _refuse_adapters(self) -> None:
         for layer in self._flatten_layers():
-            if getattr(layer, "lora_enabled", False) and np.any(ops.convert_to_numpy(layer.lora_kernel_b)):
+            if getattr(layer, "lora_enabled", False) and np.any(ops.convert_to_numpy(factors(layer)[1])):
                 raise CheckpointError(
-                    f"{layer.path} has adapters beside its kernel; call dl_mamba.training.merge_lora(model) first."
+                    f"{layer.path} has adapters beside its weights; call dl_mamba.training.merge_lora(model) first."
                 )
 
 

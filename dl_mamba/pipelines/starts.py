@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +62,18 @@ def recipe_of(recipe: Recipe, init: Any, lora: int | None, changes: dict[str, An
     return recipe.adjusted(**usual).adjusted(**changes)
 
 
-def adapt(model: keras.Model, lora: int | None) -> training.TrainableShare | None:
-    """Give a model adapters of that rank, if it is to have any.
+def adapt(model: keras.Model, lora: int | None, targets: Sequence[str] | None) -> training.TrainableShare | None:
+    """Give a model adapters of that rank, if it is to have any; `targets` as in `dl_mamba.training.enable_lora`.
 
     Raises:
-        InputError: the rank is below 1.
+        InputError: the rank is below 1, a target does not exist, or there are targets without a rank.
     """
     if lora is None:
+        if targets:
+            raise InputError(f"lora_targets={list(targets)} without `lora`; name the rank of the adapters too.")
         return None
     try:
-        return training.enable_lora(model, lora)
+        return training.enable_lora(model, lora, targets=targets or training.adapting.PROJECTIONS)
     except ValueError as error:
         raise InputError(f"lora: {error}") from error
 
@@ -79,6 +82,11 @@ def merge(model: keras.Model, lora: int | None) -> None:
     """Add the adapters to what they adapt, if there are any."""
     if lora is not None:
         training.merge_lora(model)
+
+
+def named(init: Any, lora: int | None, targets: Sequence[str] | None) -> dict[str, Any]:
+    """What must be the same for a killed run to go on."""
+    return {"init": str(init), "lora": lora, "lora_targets": list(targets or ())}
 
 
 def described(init: Any, share: training.TrainableShare | None) -> dict[str, Any]:

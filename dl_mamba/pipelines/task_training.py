@@ -55,6 +55,7 @@ def train_tasks(
     out: str | Path = "model.keras",
     init: str | Path | None = None,
     lora: int | None = None,
+    lora_targets: Sequence[str] | None = None,
     bidirectional: bool | None = None,
     resume: bool = False,
     recipe: Recipe = TASK,
@@ -69,7 +70,7 @@ def train_tasks(
     Args:
         specs: the tasks and their files, as `read_specs` gives them; docs/data_formats.md has the formats.
         out: the model file.
-        init, lora, resume: see `dl_mamba.pipelines.training.train`.
+        init, lora, lora_targets, resume: see `dl_mamba.pipelines.training.train`.
         bidirectional: read in both directions; if None, where words, spans or hidden tokens are looked for and the
             weights are fresh.
         recipe: how to train.
@@ -107,9 +108,10 @@ def train_tasks(
     tokenizer = fitting.tokenizer_of(recipe, _texts(configs, records), start, _max_length(configs, recipe))
     rows = _split(_rows(configs, records, tokenizer), recipe)
     model = _model(recipe, configs, tokenizer, start, directions)
-    share = starts.adapt(model, lora)
+    share = starts.adapt(model, lora, lora_targets)
     state = out.with_suffix(".resume.npz") if resume else None
-    about = {"data": _fingerprint(rows), "tasks": [c.to_dict() for c in configs], "init": str(init), "lora": lora}
+    about = {"data": _fingerprint(rows), "tasks": [c.to_dict() for c in configs]}
+    about |= starts.named(init, lora, lora_targets)
     history = fitting.fit_tasks(model, rows["train"], rows["valid"], recipe, callbacks, state, about)
     starts.merge(model, lora)
     metrics = {

@@ -66,6 +66,7 @@ def train(
     task: str = "sequence_classification",
     init: str | Path | None = None,
     lora: int | None = None,
+    lora_targets: Sequence[str] | None = None,
     bidirectional: bool = False,
     recipe: Recipe | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -87,6 +88,7 @@ def train(
         task: the type of the task; it goes into the model's config. Of text alone, as the next three.
         init: a pretrained checkpoint (folder or hub repository) or a language model's .keras file to start from.
         lora: rank of adapters that are trained in place of the backbone; they are merged at the end.
+        lora_targets: what they adapt, as in `dl_mamba.training.enable_lora`; the projections if None.
         bidirectional: read in both directions.
         baseline: also fit a bag-of-words logistic regression on the same training examples, for text.
         recipe: how to train; by default `TEXT` or `NUMBERS` of `dl_mamba.pipelines.recipe`.
@@ -121,8 +123,9 @@ def train(
     state = out.with_suffix(".resume.npz") if resume else None
     options = {"task_type": task, "bidirectional": bidirectional, "start": starts.load(init)}
     model = _built(examples["train"].kind, parts, names, recipe, options)
-    share = starts.adapt(model, lora)
-    about = {name: _fingerprint(parts[name]) for name in ("train", "valid")} | {"init": str(init), "lora": lora}
+    share = starts.adapt(model, lora, lora_targets)
+    about = {name: _fingerprint(parts[name]) for name in ("train", "valid")}
+    about |= starts.named(init, lora, lora_targets)
     history = fitting.fit(model, parts["train"], parts["valid"], recipe, callbacks, state, about)
     starts.merge(model, lora)
     scores = {name: fitting.score(model, *part, recipe.batch_size) for name, part in parts.items()}

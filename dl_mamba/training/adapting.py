@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
-from keras import ops
 
+from dl_mamba.layers.adapted import merge
 from dl_mamba.models.backbone import Backbone
 
 PROJECTIONS = ("in_proj", "x_proj", "out_proj")
@@ -62,23 +62,26 @@ class TrainableShare(NamedTuple):
 def enable_lora(
     model: keras.Model, rank: int, alpha: float | None = None, targets: Sequence[str] = PROJECTIONS
 ) -> TrainableShare:
-    """Freeze the backbones of a model and train low-rank adapters of their projections; call before `compile`.
+    """Freeze the backbones of a model and train low-rank adapters of their matrices; call before `compile`.
 
     The adapters are Keras' own (`keras.layers.Dense.enable_lora`). Heads go on learning. A `.keras` file holds the
-    projections with the adapters added, and a model loaded from it has equal outputs and new adapters, still the only
+    matrices with the adapters added, and a model loaded from it has equal outputs and new adapters, still the only
     weights of its backbone that learn. Source: Hu et al., "LoRA", 2021, eq. 3.
 
     Args:
         model: a built model with a backbone of this library in it.
         rank: of the adapters, >= 1.
         alpha: the adapters are scaled by alpha / rank; alpha is the rank if None.
-        targets: names of projections: `"in_proj"`, `"x_proj"`, `"dt_proj"` (Mamba-1), `"out_proj"`.
+        targets: what is adapted: `"in_proj"`, `"x_proj"`, `"dt_proj"` (the last two of Mamba-1), `"out_proj"`, and
+            `"embedding"`, whose adapter has one number for each token and rank: where a task hangs on single words and
+            the model is small, a rank of 1 with the embedding learns more than a higher one without.
 
     Returns:
         How many weights train now, of the whole model.
 
     Raises:
-        ValueError: the rank is below 1, the model has no backbone, or none of its projections is among the targets.
+        ValueError: the rank is below 1, the model has no backbone, a target is unknown or none is in the
+            backbone, or the embedding is a target and quantized.
 
     Example:
 
@@ -93,7 +96,7 @@ def enable_lora(
 
 
 def merge_lora(model: keras.Model) -> None:
-    """Add the adapters to their projections and start them anew; the outputs stay the same up to rounding.
+    """Add the adapters to their matrices and start them anew; the outputs stay the same up to rounding.
 
     Raises:
         ValueError: the model has no adapters, or is quantized.
@@ -105,16 +108,14 @@ def merge_lora(model: keras.Model) -> None:
     >>> _ = dl_mamba.training.enable_lora(model, rank=2)
     >>> dl_mamba.training.merge_lora(model)
     """
-    adapted = [layer for layer in _dense_layers(model) if layer.lora_enabled]
+    adapted = [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
     if not adapted:
         raise ValueError(f"model {model.name!r} has no adapters; call enable_lora first.")
     for layer in adapted:
         if layer.quantization_mode is not None:
             raise ValueError(f"{layer.path} is quantized, its adapters cannot be added; save the model instead.")
     for layer in adapted:
-        a, b = ops.convert_to_tensor(layer.lora_kernel_a), ops.convert_to_tensor(layer.lora_kernel_b)
-        layer._kernel.assign_add(ops.matmul(a, b) * (layer.lora_alpha / layer.lora_rank))
-        layer.lora_kernel_b.assign(ops.zeros(b.shape, dtype=b.dtype))
+        merge(layer)
 
 
 def _count(variables: Sequence[keras.Variable]) -> int:
@@ -126,7 +127,3 @@ def _backbones(model: keras.Model) -> list[Backbone]:
     if not found:
         raise ValueError(f"model {model.name!r} contains no Mamba or Mamba2 backbone.")
     return found
-
-
-def _dense_layers(model: keras.Model) -> Iterator[keras.layers.Dense]:
-    return (layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense))
