@@ -84,7 +84,7 @@ def test_an_end_token_a_stop_string_and_a_memory_end_rows_where_single_steps_do(
     assert "".join(model.generate("The", NEW, stream=True)) == text[3:]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-6)])  # x, B and dt are rounded
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-7)])  # x, B and dt are rounded
 @pytest.mark.parametrize("rows", [1, 5, 8])
 def test_a_token_in_three_kernels_is_that_of_the_block(rows, dtype, tolerance):
     options = {"d_model": 96, "headdim": 16, "d_state": 16}
