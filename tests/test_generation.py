@@ -290,3 +290,38 @@ def test_a_recording_takes_dictionaries_whatever_the_order_of_their_keys():
     )
     carry, rest = recording(recording.weights(), {"a": two, "b": three}, one)
     assert (float(carry["a"]), float(carry["b"]), float(rest)) == (3.0, 4.0, 1.0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="recordings are torch's")
+def test_kernels_of_a_cuda_graph_begin_early_with_what_is_there_and_write_over_what_nobody_else_reads(monkeypatch):
+    from dl_mamba.generation.recording import Recording
+    from dl_mamba.ops.kernels import launch
+
+    def start(kernel, grid, inputs, outputs, options, over, early, **given):
+        rights.append(given)
+        return (inputs[0] + inputs[1],)
+
+    def function(state, x):
+        add = lambda a, b, over: launch.launch(None, (1,), [a, b], [((), "float32")], over=over, early=(1,))[0]  # noqa: E731
+        first = add(x, state, {1: 0})
+        return first, add(first, weight * 2, {}) + add(x, first, {1: 0})
+
+    monkeypatch.setitem(launch._LAUNCH, "torch", start)
+    rights, weight, one = [], ops.convert_to_tensor(3.0), ops.convert_to_tensor(1.0)
+    recording = Recording(function, (one, one), captured=True)
+    rights.clear()
+    state, total = recording(recording.weights(), one, one)
+    assert rights == [{"reuse": True, "overlap": True}, {"overlap": True}, {}]
+    assert (float(state), float(total)) == (2.0, 11.0)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="CUDA graphs are torch's")
+def test_a_cuda_graph_takes_in_what_is_new_and_leaves_the_rest():
+    from dl_mamba.generation.cuda_graph import _fill
+
+    tensors = [ops.convert_to_tensor(np.array([n], "float32")) for n in range(4)]
+    own = {"token": tensors[0], "state": (tensors[1],)}
+    _fill(own, {**own, "token": tensors[2]})
+    assert [float(t) for t in tensors] == [2.0, 1.0, 2.0, 3.0]
+    _fill(own, {**own, "state": (tensors[3],)})
+    assert [float(t) for t in tensors] == [2.0, 3.0, 2.0, 3.0]

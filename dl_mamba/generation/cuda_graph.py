@@ -12,6 +12,8 @@ import keras
 class CudaGraph:
     """The kernels of `function(weights, carry, *rest) -> (carry, emitted)`, started without Python between them.
 
+    Carry and emitted are dictionaries, and nobody writes into the rest.
+
     A graph reads and writes fixed memory, so the new carry is copied over the old one inside the graph, and a carry
     that came out of a call is gone at the next one. Source:
     https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
@@ -25,9 +27,10 @@ class CudaGraph:
     def __init__(self, function: Callable[..., tuple[Any, Any]], weights: Sequence[Any], args: tuple) -> None:
         import torch
 
-        self._structure, self._weights = args, [weight.detach().clone() for weight in weights]
-        self._inputs = [leaf.detach().clone() for leaf in keras.tree.flatten(args)]
-        own, beside = self._packed(), torch.cuda.Stream()
+        self._weights = [weight.detach().clone() for weight in weights]
+        self._own = own = keras.tree.map_structure(lambda leaf: leaf.detach().clone(), args)
+        self._given: tuple[Any, ...] = (None,) * len(args[1:])  # what lies in `own` already
+        beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(beside):  # libraries allocate at their first call, a graph may not
             function(self._weights, *own)
@@ -43,12 +46,24 @@ class CudaGraph:
         return self
 
     def __call__(self, *args: Any) -> tuple[Any, Any]:
-        _copy(self._inputs, keras.tree.flatten(args))
+        _fill(self._own[0], args[0])
+        for own, came, given in zip(self._own[1:], args[1:], self._given, strict=True):
+            if came is not given:
+                _fill(own, came)
+        self._given = args[1:]
         self._graph.replay()
-        return self._packed()[0], keras.tree.map_structure(lambda leaf: leaf.clone(), self._emitted)
+        return {**self._own[0]}, {name: tensor.clone() for name, tensor in self._emitted.items()}
 
-    def _packed(self) -> Any:
-        return keras.tree.pack_sequence_as(self._structure, self._inputs)
+
+def _fill(own: Any, came: Any) -> None:
+    """Copy what is not the same, without a walk through all of a state that is."""
+    if own is came:
+        return
+    if isinstance(own, dict):
+        for key, value in own.items():
+            _fill(value, came[key])
+    else:
+        _copy(keras.tree.flatten(own), keras.tree.flatten(came))
 
 
 def _copy(targets: list[Any], sources: list[Any]) -> None:

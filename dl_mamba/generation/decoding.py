@@ -164,7 +164,7 @@ class Decoding:
         self._recorded = False
         args = (self._carry, self._numbers, draw)
         shapes = tuple((tuple(leaf.shape), str(leaf.dtype)) for leaf in keras.tree.flatten(args))
-        tensors = tuple(id(variable.value) for variable in self._model.variables)
+        tensors = tuple(id(variable.value) for variable in self._programs.variables)
         key = ("step", self._sampler.key, self._keep, shapes, tensors)
         recording = self._programs.kept(key, lambda: Recording(self._advance, args, draw.is_cuda))
         weights = recording.weights()

@@ -15,10 +15,10 @@ Function = Callable[..., Any]
 
 
 class Programs:
-    """The compiled functions of one model, kept as long as it has the same variables."""
+    """The compiled functions of one model, kept as long as it has the same `variables`."""
 
     def __init__(self, model: keras.Model) -> None:
-        self._variables = list(model.variables)
+        self.variables = list(model.variables)
         self._table: dict[Hashable, Any] = {}
         self._returned: tuple[Hashable, Any] | None = None
 
@@ -27,7 +27,7 @@ class Programs:
         """Those of a model; new ones if its variables are no longer the same (quantized, LoRA)."""
         programs = model.__dict__.get("_dl_mamba_programs")  # past Keras' tracking of attributes
         variables = model.variables
-        if programs is None or [*map(id, programs._variables)] != [*map(id, variables)]:
+        if programs is None or [*map(id, programs.variables)] != [*map(id, variables)]:
             programs = model.__dict__["_dl_mamba_programs"] = cls(model)
         return programs
 
@@ -39,7 +39,7 @@ class Programs:
             function: takes and returns nested tensors; may read the model's variables.
             also: further variables that it reads and writes.
         """
-        return self.kept(key, lambda: _COMPILE[keras.backend.backend()](function, self._variables, list(also)))
+        return self.kept(key, lambda: _COMPILE[keras.backend.backend()](function, self.variables, list(also)))
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returned at its first call for this key."""

@@ -22,10 +22,11 @@ class Recording:
     Args:
         function: takes and returns nested tensors. It must run the same kernels whatever the values are.
         args: an example. Shapes and dtypes of later arguments must be the same.
-        overwrite: let kernels write a new state over the old one, which then is gone.
+        captured: the repeated part becomes a CUDA graph. Its kernels may write a new state over the old one, which
+            then is gone, and begin with what is there already before the kernel ahead of them has ended.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple, overwrite: bool = False) -> None:
+    def __init__(self, function: Callable[..., Any], args: tuple, captured: bool = False) -> None:
         import torch
 
         flat = keras.tree.flatten(args)  # dictionaries in the order of their keys, however they were made
@@ -37,9 +38,10 @@ class Recording:
         self._outputs = keras.tree.map_structure(lambda tensor: 0, outputs)
         graph.output([recorder.node(tensor) for tensor in keras.tree.flatten(outputs)])
         graph.eliminate_dead_code()
-        if overwrite:
-            _overwrite(graph)
-        self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph))
+        fixed = _fixed(graph)
+        if captured:
+            _let_loose(graph, fixed)
+        self._once, self._repeated = (torch.fx.GraphModule(constants, part) for part in _split(graph, fixed))
 
     def weights(self) -> Sequence[Any]:
         """What depends on the weights alone, for their present values."""
@@ -104,16 +106,16 @@ def _launches_to(recorder: Any) -> Iterator[None]:
 
     start = launch._LAUNCH["torch"]
 
-    def recorded(kernel, grid, inputs, outputs, options, over):
+    def recorded(kernel, grid, inputs, outputs, options, over, early):
         fixed = [None if isinstance(value, torch.Tensor) else value for value in inputs]
 
-        def again(*tensors, reuse=False):
+        def again(*tensors, **rights):
             remaining = iter(tensors)
             inputs = [next(remaining) if v is None else v for v in fixed]
-            return start(kernel, grid, inputs, outputs, options, over, reuse)
+            return start(kernel, grid, inputs, outputs, options, over, early, **rights)
 
         tensors = [i for i, value in enumerate(fixed) if value is None]
-        again.over = [tensors.index(i) for i in over]
+        again.over, again.early = ([tensors.index(i) for i in places] for places in (over, early))
         with _disable_current_modes():
             return recorder.record(again, [value for value in inputs if isinstance(value, torch.Tensor)], {})
 
@@ -124,20 +126,20 @@ def _launches_to(recorder: Any) -> Iterator[None]:
         launch._LAUNCH["torch"] = start
 
 
-def _overwrite(graph: Any) -> None:
-    """Let kernels write new states over old ones that nothing else reads."""
+def _let_loose(graph: Any, fixed: list[Any]) -> None:
+    """Let kernels write over states that nothing else reads, and begin early with weights and arguments."""
+    there = {*fixed, *(node for node in graph.nodes if node.op == "placeholder")}
     for node in graph.nodes:
-        places = getattr(node.target, "over", ())
-        read = [node.args[i] for i in places]
-        if places and all(source.op == "placeholder" and [*source.users] == [node] for source in read):
-            node.kwargs = {"reuse": True}
+        over, early = ([node.args[i] for i in getattr(node.target, name, ())] for name in ("over", "early"))
+        reuse = over and all(source.op == "placeholder" and [*source.users] == [node] for source in over)
+        overlap = early and all(source in there for source in early)
+        node.kwargs = {**node.kwargs, **({"reuse": True} if reuse else {}), **({"overlap": True} if overlap else {})}
 
 
-def _split(graph: Any) -> tuple[Any, Any]:
+def _split(graph: Any, fixed: list[Any]) -> tuple[Any, Any]:
     """The part that needs weights only, and the part that takes its results behind the arguments."""
     import torch
 
-    fixed = _fixed(graph)
     once, repeated = torch.fx.Graph(), torch.fx.Graph()
     made: dict[Any, Any] = {}
     for node in fixed:

@@ -147,8 +147,8 @@ def to_memory(model: keras.Model, state: Any, batch: int) -> Memory | None:
     if state is None:
         return None
     memory = state if isinstance(state, Memory) else Memory(state, None)
-    wanted, came = keras.tree.flatten(model.initial_state(batch)), keras.tree.flatten(memory.state)
-    if [tuple(leaf.shape) for leaf in wanted] != [tuple(leaf.shape) for leaf in came]:
+    wanted, came = keras.tree.flatten(model.initial_state(1)), keras.tree.flatten(memory.state)
+    if [(batch, *leaf.shape[1:]) for leaf in wanted] != [tuple(leaf.shape) for leaf in came]:
         rows = came[0].shape[0] if came else 0
         way = f" fork(state, {batch}) makes one row serve {batch} prompts." if rows == 1 else ""
         raise ValueError(

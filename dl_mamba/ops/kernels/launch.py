@@ -12,6 +12,7 @@ from keras.backend import standardize_dtype
 Tensor = Any
 Output = tuple[tuple[int, ...], str]  # shape, dtype
 NONE: Mapping[int, int] = MappingProxyType({})
+OVERLAPS_FROM = (9, 0)  # compute capability
 
 
 def launch(
@@ -21,6 +22,7 @@ def launch(
     outputs: Sequence[Output],
     *,
     over: Mapping[int, int] = NONE,
+    early: Sequence[int] = (),
     num_warps: int = 4,
     num_stages: int = 2,
     **constants: Any,
@@ -34,13 +36,18 @@ def launch(
         outputs: shapes and dtypes.
         over: outputs that may lie over an input of the same shape and dtype, from the number of the input to that of
             the output. On JAX they do where the input is not needed any more, on torch in a graph of the decode loop.
+        early: inputs that the kernel, which then takes OVERLAP, can read before the kernel ahead of it has ended. In
+            a graph of the decode loop on torch it does where they are weights or arguments of the graph. On JAX XLA
+            launches such kernels itself.
         num_warps: warps of a program.
         num_stages: iterations of a loop whose loads are under way at once.
         constants: what the kernel is compiled for.
     """
     start = _LAUNCH[keras.backend.backend()]
     options = {"num_warps": num_warps, "num_stages": num_stages, **constants}
-    return start(kernel, grid, inputs, outputs, options, over)
+    if early:
+        options["OVERLAP"] = False
+    return start(kernel, grid, inputs, outputs, options, over, early)
 
 
 def token_stride(tensor: Tensor) -> tuple[Tensor, int]:
@@ -77,10 +84,12 @@ def _contiguous():
     return torch.contiguous_format
 
 
-def _launch_torch(kernel, grid, inputs, outputs, options, over, reuse=False):
+def _launch_torch(kernel, grid, inputs, outputs, options, over, early, reuse=False, overlap=False):
     import torch
 
     device = inputs[0].device
+    if overlap and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
+        options = {**options, "OVERLAP": True, "launch_pdl": True}
     taken = {output: inputs[i] for i, output in over.items()} if reuse else {}
     made = tuple(
         taken[i] if i in taken else torch.empty(shape, dtype=getattr(torch, dtype), device=device)
@@ -94,13 +103,19 @@ def _launch_torch(kernel, grid, inputs, outputs, options, over, reuse=False):
     return made
 
 
-def _launch_jax(kernel, grid, inputs, outputs, options, over):
+def _launch_jax(kernel, grid, inputs, outputs, options, over, early):
     import jax
-    import jax_triton
+
+    from dl_mamba.ops.kernels import xla_call
 
     shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs)
     tensors = [i for i, value in enumerate(inputs) if hasattr(value, "shape")]  # aliases do not count the others
-    options |= {"input_output_aliases": {tensors.index(i): output for i, output in over.items()}}
+    aliases = {tensors.index(i): output for i, output in over.items()}
+    if early and xla_call.supported():
+        return xla_call.call(kernel, grid, inputs, shapes, options, aliases)
+    import jax_triton
+
+    options |= {"input_output_aliases": aliases}
     return tuple(jax_triton.triton_call(*inputs, kernel=kernel, out_shape=shapes, grid=grid, **options))
 
 

@@ -7,6 +7,7 @@ the matrix. Work: 2 operations for each of its numbers and each row, in float32.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dl_mamba.ops.kernels.norm import inverse_root
 from dl_mamba.ops.kernels.tiles import sigmoid
@@ -38,16 +39,21 @@ def normed_product(
     W: tl.constexpr,
     FIRST: tl.constexpr,
     CHANNELS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """y (rows, N) = residual + norm(x SiLU(gate)) matrix^T; or its columns from FIRST on convolved, and their window.
 
     matrix is (N, K). W is 0 for no convolution. `window` and `end` (rows, W - 1, CHANNELS) may be the same memory.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
     column = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
     valid = column < N
     part = tl.load(matrix + column[:, None] * K + k[None, :], mask=valid[:, None] & (k[None, :] < K), other=0.0)
     weight = tl.load(scale + k, mask=k < K, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()  # for what the kernels before write: x, gate, residual
     for row in tl.static_range(ROWS):
         value = tl.load(x + row * X_ROW + k, mask=k < K, other=0.0).to(tl.float32)
         if HAS_GATE:

@@ -55,6 +55,7 @@ def _launch(x, gate, scale, matrix, beside, outputs, epsilon, **constants):
         [x, opens, scale, packed(matrix), *(scale if v is None else packed(v) for v in beside)],
         [((rows, 1, columns), outputs[0]), outputs[1]],
         over={} if window is None else {7: 1},
+        early=(2, 3, 5, 6, 7),
         X_ROW=x_row,
         GATE_ROW=gate_row,
         ROWS=rows,

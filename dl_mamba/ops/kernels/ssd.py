@@ -192,6 +192,7 @@ def step(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         [x, dt, A, B, C, skip, bias, scale, start, flags],
         [(tuple(x.shape), options.dtype), (shape.state, "float32")],
         over={} if given["START"] is None else {8: 1},
+        early=(8,),
         **{f"{name}_ROW": stride for name, (_, stride) in strided.items()},
         P=shape.headdim,
         N=shape.d_state,

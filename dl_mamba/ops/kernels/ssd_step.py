@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dl_mamba.ops.kernels.tiles import softplus
 
@@ -39,12 +40,21 @@ def ssd_step(
     HAS_WEIGHTS: tl.constexpr,
     HAS_START: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """y (b, 1, h, p) without its gate, and the next state (b, h, p, n) float32."""
+    if OVERLAP:
+        gdc_launch_dependents()
     row = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
     p = tl.program_id(1) * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
+    at = ((row * H + head) * P + p[:, None]) * N + n[None, :]
+    inside = (p[:, None] < P) & (n[None, :] < N)
+    if HAS_START:
+        before = tl.load(start + at, mask=inside, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()  # for what the kernels before write: x, dt, B, C
     size = tl.load(dt + row * DT_ROW + head).to(tl.float32)
     if HAS_BIAS:
         size += tl.load(bias + head)
@@ -63,10 +73,8 @@ def ssd_step(
     write = tl.load(B + row * B_ROW + head // (H // G) * N + n, mask=n < N, other=0.0).to(tl.float32)
     read = tl.load(C + row * C_ROW + head // (H // G) * N + n, mask=n < N, other=0.0).to(tl.float32)
     state = (weight * value)[:, None] * write[None, :]
-    at = ((row * H + head) * P + p[:, None]) * N + n[None, :]
-    inside = (p[:, None] < P) & (n[None, :] < N)
     if HAS_START:
-        state += decay * tl.load(start + at, mask=inside, other=0.0).to(tl.float32)
+        state += decay * before
         tl.debug_barrier()  # `end` may be `start`, and a small tile lies in several warps
     tl.store(end + at, state, mask=inside)
     out = tl.sum(state * read[None, :], axis=1)
