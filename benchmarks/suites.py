@@ -70,7 +70,9 @@ def train(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     for family in FAMILIES:
         for length in LENGTHS:
             size = {"family": family, "work": "gradient", "length": length}
-            yield _comparison(size, backends, ["projections"], _torch_peers(family, length), revision)
+            found = _comparison(size, backends, ["projections"], _torch_peers(family, length), revision)
+            lean = (Case("checkpointed", backend, **size) for backend in backends)
+            yield replace(found, cases=(*found.cases, *lean))
     for family in FAMILIES:
         tiny = {"d_model": 64, "num_layers": 2, "variant": "tiny", "vocab_size": 256}
         size = {"family": family, "work": "epoch", "batch": 32, "length": 128, **tiny}

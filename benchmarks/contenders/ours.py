@@ -20,12 +20,12 @@ LANGUAGE_MODELS = {"mamba": "MambaCausalLM", "mamba2": "Mamba2CausalLM"}  # an e
 PIECE = 4096  # tokens
 
 
-def prepare(case: Case) -> Work:
+def prepare(case: Case, **options: Any) -> Work:
     if case.op:
         return on_keras(case, getattr(dl_mamba.ops, case.op))
     if case.work == "generate":
         return _generate(case)
-    model = BACKBONES[case.family](**config_of(case).to_dict())
+    model = BACKBONES[case.family](**config_of(case).to_dict(), **options)
     for variable in model.variables:
         variable.assign(value(variable.path.partition("/")[2], tuple(variable.shape)))
     if case.work in _STATEFUL:
