@@ -56,15 +56,24 @@ def values_and_gradients(
     return [numpy(output) for output in outputs], dict(zip(names, (numpy(g) for g in gradients), strict=True))
 
 
+@contextlib.contextmanager
+def optimised_programs(wanted=True):
+    """JAX compiles as it does for users, where the tests ask for less."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def _run_jax(loss_of, given, compiled):
     import jax
 
     run = jax.value_and_grad(loss_of, argnums=tuple(range(len(given))), has_aux=True)
-    jax.config.update("jax_disable_most_optimizations", not compiled)
-    try:
+    with optimised_programs(compiled):
         (_, outputs), gradients = jax.jit(run)(*given)  # eager JAX would compile op by op, which takes longer
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
     return outputs, gradients
 
 

@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from harness import assert_close, numpy
+from harness import assert_close, numpy, optimised_programs
 from keras import ops
 from model_harness import (
     FAMILIES,
@@ -370,3 +370,17 @@ def test_an_unknown_variant_lists_the_valid_ones(family):
     assert all(name in str(caught.value) for name in variants.names(family))
     with pytest.raises(ValueError, match="unknown option 'd_sate'"):
         MODELS[family].from_variant("tiny", d_sate=4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
+def test_gradient_checkpointing_saves_memory(family):
+    import jax
+
+    def memory(checkpointing):
+        model = small_model(family, num_layers=8, d_model=64, gradient_checkpointing=checkpointing)
+        loss = lambda weights: ops.sum(hidden(model.stateless_call(weights, [], tokens(1, 512))[0]) ** 2)  # noqa: E731
+        weights = [variable.value for variable in model.trainable_variables]
+        with optimised_programs():
+            return jax.jit(jax.grad(loss)).lower(weights).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(True) < 0.6 * memory(False)

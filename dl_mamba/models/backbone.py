@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import keras
@@ -16,6 +17,7 @@ from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
+from dl_mamba.models.recomputed import recomputed
 
 ADAPTABLE = ("embedding", "in_proj", "x_proj", "dt_proj", "out_proj")
 
@@ -76,7 +78,8 @@ class Backbone(Pretrained, keras.Model):
         for i, block in enumerate(self.blocks):
             block_state = None if state is None else state[i]
             if self.gradient_checkpointing and not return_state:
-                hidden = _recomputed(block, mask, block_state, segment_ids)(hidden)
+                run = partial(block, mask=mask, state=block_state, segment_ids=segment_ids)
+                hidden = recomputed(run, hidden)
             else:
                 hidden, block_state = block(
                     hidden, mask=mask, state=block_state, return_state=True, segment_ids=segment_ids
@@ -212,8 +215,3 @@ def without_learning(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """A backbone's config without what `set_learning` takes, and that."""
     names = ("frozen_blocks", "adapters", "quantized")
     return {k: v for k, v in config.items() if k not in names}, {k: v for k, v in config.items() if k in names}
-
-
-def _recomputed(block: ResidualBlock, mask: Any, state: Any, segment_ids: Any):
-    """The block as a function that keeps only its input for the backward pass and runs again there."""
-    return keras.remat(lambda hidden: block(hidden, mask=mask, state=state, segment_ids=segment_ids))
