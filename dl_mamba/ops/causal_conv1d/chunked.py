@@ -40,7 +40,8 @@ def _number_documents(starts, history):
 def _convolve(tokens, weight, documents):
     """(b, history + l, c), (history + 1, c) -> (b, l, c)."""
     tokens = ops.cast(tokens, weight.dtype)
-    if documents is None and tokens.shape[1] == weight.shape[0] and keras.backend.backend() == "torch":
+    length = tokens.shape[1]  # a tensor where torch traces
+    if keras.backend.backend() == "torch" and documents is None and isinstance(length, int) and length == len(weight):
         return ops.sum(tokens * weight, axis=1, keepdims=True)  # one token: two calls, where XLA wants no sum
     documents = None if documents is None else ops.cast(documents, weight.dtype)
     return _products(tokens, weight, documents)[0]
