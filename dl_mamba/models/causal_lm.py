@@ -20,8 +20,11 @@ from dl_mamba.models.next_token import NextTokenTraining, without_labels
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
 from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
+from dl_mamba.ops.sequence import on_accelerator
 from dl_mamba.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
 from dl_mamba.weights import Checkpoint
+
+PARTS = 8  # of the vocabulary, and as many rows at most
 
 
 class CausalLM(Pretrained, NextTokenTraining, keras.Model):
@@ -103,7 +106,7 @@ class CausalLM(Pretrained, NextTokenTraining, keras.Model):
 
     def _tied_logits(self, hidden: Any) -> Any:
         embedding = self.backbone.embedding
-        logits = ops.matmul(hidden, ops.transpose(ops.cast(embedding.embeddings, self.compute_dtype)))
+        logits = _products(hidden, ops.cast(embedding.embeddings, self.compute_dtype))
         if embedding.quantization_mode is None:
             return logits
         if embedding.quantization_mode != "int8":
@@ -273,3 +276,19 @@ class Mamba2CausalLM(CausalLM):
 
     family = "mamba2"
     backbone_class = Mamba2
+
+
+def _products(hidden: Any, matrix: Any) -> Any:
+    """hidden (..., d) by matrix (n, d): (..., n). torch gives few rows to one core of a CPU, parts to all."""
+    (columns, width), shape = matrix.shape, tuple(hidden.shape)
+    few = keras.backend.backend() == "torch" and len(shape) == 2 and isinstance(shape[0], int) and shape[0] <= PARTS
+    if (
+        not few
+        or keras.backend.standardize_dtype(hidden.dtype) != "float32"
+        or columns % PARTS
+        or on_accelerator(hidden)
+    ):
+        return ops.matmul(hidden, ops.transpose(matrix))
+    parts = ops.reshape(matrix, (PARTS, columns // PARTS, width))
+    rows = ops.broadcast_to(ops.transpose(hidden), (PARTS, width, shape[0]))
+    return ops.transpose(ops.reshape(ops.matmul(parts, rows), (columns, shape[0])))
