@@ -303,16 +303,17 @@ def test_kernels_of_a_cuda_graph_begin_early_with_what_is_there_and_write_over_w
 
     def function(state, x):
         add = lambda a, b, over: launch.launch(None, (1,), [a, b], [((), "float32")], over=over, early=(1,))[0]  # noqa: E731
-        first = add(x, state, {1: 0})
-        return first, add(first, weight * 2, {}) + add(x, first, {1: 0})
+        first = add(x, state, {1: 0})  # the one reader of an argument
+        others = add(first, weight * 2, {}), add(x, first * 2, {1: 0}), add(first, x, {1: 0})
+        return first, sum(others)
 
     monkeypatch.setitem(launch._LAUNCH, "torch", start)
     rights, weight, one = [], ops.convert_to_tensor(3.0), ops.convert_to_tensor(1.0)
     recording = Recording(function, (one, one), captured=True)
     rights.clear()
     state, total = recording(recording.weights(), one, one)
-    assert rights == [{"reuse": True, "overlap": True}, {"overlap": True}, {}]
-    assert (float(state), float(total)) == (2.0, 11.0)
+    assert rights == [{"reuse": True, "overlap": True}, {"overlap": True}, {}, {"overlap": True}]
+    assert (float(state), float(total)) == (2.0, 16.0)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="CUDA graphs are torch's")
