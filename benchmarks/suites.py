@@ -71,7 +71,8 @@ def train(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
         for length in LENGTHS:
             size = {"family": family, "work": "gradient", "length": length}
             found = _comparison(size, backends, ["projections"], _torch_peers(family, length), revision)
-            lean = (Case("checkpointed", backend, **size) for backend in backends)
+            lean = [Case("checkpointed", backend, **size) for backend in backends]
+            lean += [Case("scanned", backend, **size) for backend in _compiling(backends)]
             yield replace(found, cases=(*found.cases, *lean))
     for family in FAMILIES:
         tiny = {"d_model": 64, "num_layers": 2, "variant": "tiny", "vocab_size": 256}
@@ -112,11 +113,16 @@ def scaling(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
 
 def compilation(backends: Sequence[str], revision: str) -> Iterator[Comparison]:
     """The first training step of deep models, compilation included; torch compiles nothing."""
-    compiling = [backend for backend in backends if backend != "torch"]
+    compiling = _compiling(backends)
     for layers in (24, 48) if compiling else ():
         for family in reversed(FAMILIES):
             size = {"family": family, "work": "step", "batch": 2, "length": 256, "num_layers": layers}
-            yield _comparison(size, compiling, revision=revision)
+            found = _comparison(size, compiling, revision=revision)
+            yield replace(found, cases=(*found.cases, *(Case("scanned", backend, **size) for backend in compiling)))
+
+
+def _compiling(backends: Sequence[str]) -> list[str]:
+    return [backend for backend in backends if backend != "torch"]
 
 
 SUITES: dict[str, Callable[[Sequence[str], str], Iterator[Comparison]]] = {

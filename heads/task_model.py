@@ -23,6 +23,7 @@ from dl_mamba.heads.span import SpanHead
 from dl_mamba.heads.tasks import NLPTaskConfig
 from dl_mamba.heads.tokens import TokenClassificationHead
 from dl_mamba.models.causal_lm import CausalLM
+from dl_mamba.models.optimizer_first import OptimizerFirst
 
 READERS: dict[type[TaskHead], type[Reader]] = {
     SequenceClassificationHead: TextReader,
@@ -58,7 +59,7 @@ def reader_class(task: NLPTaskConfig) -> type[Reader]:
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
-class TaskModel(keras.Model):
+class TaskModel(OptimizerFirst, keras.Model):
     """Records in, answers out: a network with task heads, its tokenizer and its tasks in one `.keras` file.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from dl_mamba.heads.batches import LengthBatches
+from dl_mamba.models.optimizer_first import OptimizerFirst
 from dl_mamba.tokenizers import ByteTokenizer
 
 
@@ -31,7 +32,7 @@ class Classification(NamedTuple):
     probabilities: np.ndarray
 
 
-class Classifier(keras.Model):
+class Classifier(OptimizerFirst, keras.Model):
     """Base: a network that gives logits, the names of its classes, and inputs as people have them.
 
     A subclass says in `is_raw` what it takes besides the network's own inputs, in `rows` how that becomes one array a

@@ -255,3 +255,13 @@ def test_the_kernels_interpreted_on_a_cpu_equal_the_portable_program():
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_the_first_step_is_traced_once(monkeypatch):
+    calls = []
+    model = small_lm("mamba2")
+    model.compile("adam", jit_compile=False)
+    real = type(model).train_step
+    monkeypatch.setattr(type(model), "train_step", lambda self, *args: calls.append(1) or real(self, *args))
+    model.fit(tokens(2, 4), verbose=0)
+    assert len(calls) == 1

@@ -252,3 +252,14 @@ def test_shuffled_batches_differ_between_epochs_and_agree_between_equal_seeds():
     assert first == two.order.tolist()
     one.on_epoch_end()
     assert one.order.tolist() != first
+
+
+def test_the_first_step_is_traced_once(monkeypatch):
+    calls = []
+    model = _text_model()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, run_eagerly=False, jit_compile=False)
+    real = keras.Model.train_step
+    monkeypatch.setattr(TextClassifier, "train_step", lambda self, *args: calls.append(1) or real(self, *args))
+    model.fit(TEXTS[:2], LABELS[:2], batch_size=2, epochs=1, verbose=0)
+    assert len(calls) == 1

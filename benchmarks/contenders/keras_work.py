@@ -50,7 +50,13 @@ def _gradient(case: Case, model: keras.layers.Layer, output: Callable, width: in
 def _step(case: Case, model: keras.Model, output: Callable) -> Work:
     ids = token_ids(case.batch, case.length, case.vocab_size)
     trained = _classifier(case, model, output)
-    return Work(lambda: trained.train_on_batch(ids, ids[:, 0] % 2))
+
+    def run() -> Any:
+        if not trained.optimizer.built:  # or TensorFlow traces the step twice
+            trained.optimizer.build(trained.trainable_variables)
+        return trained.train_on_batch(ids, ids[:, 0] % 2)
+
+    return Work(run)
 
 
 def _epoch(case: Case, model: keras.Model, output: Callable) -> Work:

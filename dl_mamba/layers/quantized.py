@@ -35,6 +35,11 @@ class QuantizedParts:
         quantize_parts(self, self._to_quantize or {})
 
 
+def is_quantized(layer: keras.Layer) -> bool:
+    """Whether a part of the layer is quantized."""
+    return any(part.quantization_mode is not None for part in _parts(layer).values())
+
+
 def quantized_parts(layer: keras.Layer) -> dict[str, dict[str, Any]]:
     """How each part of a layer is quantized, by the part's path inside the layer.
 

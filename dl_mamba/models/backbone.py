@@ -18,6 +18,7 @@ from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.recomputed import recomputed
+from dl_mamba.models.scanned import can_be_scanned, scanned
 
 ADAPTABLE = ("embedding", "in_proj", "x_proj", "dt_proj", "out_proj")
 
@@ -28,7 +29,14 @@ class Backbone(Pretrained, keras.Model):
     block_class: type[ResidualBlock]
 
     def __init__(
-        self, vocab_size: int, d_model: int, num_layers: int, *, gradient_checkpointing: bool = False, **options: Any
+        self,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        *,
+        gradient_checkpointing: bool = False,
+        scan_layers: bool = False,
+        **options: Any,
     ):
         options = {"vocab_size": vocab_size, "d_model": d_model, "num_layers": num_layers, **options}
         config, model_options = self.config_class().from_options(type(self).__name__, options, KERAS_OPTIONS)
@@ -37,6 +45,7 @@ class Backbone(Pretrained, keras.Model):
         self.supports_masking = True
         self.config = config
         self.gradient_checkpointing = gradient_checkpointing
+        self.scan_layers = scan_layers
         self.frozen_blocks: int | None = None
         self.adapters: dict[str, Any] | None = None
         self.residual_dtype = residual_dtype(self.compute_dtype, config.residual_in_fp32)
@@ -74,21 +83,33 @@ class Backbone(Pretrained, keras.Model):
         ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
         hidden = ops.cast(self.embedding(ids), self.residual_dtype)
-        hidden_states, states = [hidden], []
-        for i, block in enumerate(self.blocks):
-            block_state = None if state is None else state[i]
-            if self.gradient_checkpointing and not return_state:
-                run = partial(block, mask=mask, state=block_state, segment_ids=segment_ids)
-                hidden = recomputed(run, hidden)
-            else:
-                hidden, block_state = block(
-                    hidden, mask=mask, state=block_state, return_state=True, segment_ids=segment_ids
-                )
-                states.append(block_state)
-            hidden_states.append(hidden)
-        hidden_states[-1] = self.final_norm(hidden)
+        states: list[MixerState] = []
+        if self._scans() and state is None and not return_state:
+            after = scanned(self.blocks, hidden, mask, segment_ids, keep=output_hidden_states)
+        else:
+            after, states = self._one_by_one(hidden, mask, segment_ids, state, return_state)
+        hidden_states = [hidden, *after[:-1], self.final_norm(after[-1])]
         outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
         return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
+
+    def _scans(self) -> bool:
+        return self.scan_layers and keras.backend.backend() != "torch" and can_be_scanned(self.blocks)
+
+    def _one_by_one(
+        self, hidden: Any, mask: Any, segment_ids: Any, state: Any, return_state: bool
+    ) -> tuple[list[Any], list[MixerState]]:
+        """The residual stream after each block, and the states."""
+        again = (self.gradient_checkpointing or self.scan_layers) and not return_state
+        after, states = [], []
+        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+            run = partial(block, mask=mask, state=block_state, segment_ids=segment_ids)
+            if again:
+                hidden = recomputed(run, hidden)
+            else:
+                hidden, block_state = run(hidden, return_state=True)
+                states.append(block_state)
+            after.append(hidden)
+        return after, states
 
     def _embedding_matrix(self) -> Any:
         """(rows, d_model), for logits that are tied to it."""
@@ -156,7 +177,8 @@ class Backbone(Pretrained, keras.Model):
         self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
 
     def get_config(self) -> dict[str, Any]:
-        own = {**self.config.to_dict(), "gradient_checkpointing": self.gradient_checkpointing}
+        running = {"gradient_checkpointing": self.gradient_checkpointing, "scan_layers": self.scan_layers}
+        own = {**self.config.to_dict(), **running}
         learning = {
             "frozen_blocks": self.frozen_blocks,
             "adapters": self.adapters,

@@ -17,6 +17,7 @@ from dl_mamba.models.loss import Perplexity, token_losses
 from dl_mamba.models.mamba import Mamba
 from dl_mamba.models.mamba2 import Mamba2
 from dl_mamba.models.next_token import NextTokenTraining, without_labels
+from dl_mamba.models.optimizer_first import OptimizerFirst
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
 from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
@@ -27,7 +28,7 @@ from dl_mamba.weights import Checkpoint
 PARTS = 8  # of the vocabulary, and as many rows at most
 
 
-class CausalLM(Pretrained, NextTokenTraining, keras.Model):
+class CausalLM(Pretrained, NextTokenTraining, OptimizerFirst, keras.Model):
     """Base of `MambaCausalLM` and `Mamba2CausalLM`."""
 
     backbone_class: type[Backbone]

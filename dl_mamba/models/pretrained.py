@@ -82,7 +82,7 @@ class Pretrained:
             revision: branch, tag or commit of the repository.
             offline: use the cache of the hub only.
             **options: of the class, where they change neither weights nor results: `name`, `trainable`,
-                `gradient_checkpointing`, `chunk_size`, initial values.
+                `gradient_checkpointing`, `scan_layers`, `chunk_size`, initial values.
 
         Raises:
             CheckpointError: a file is missing, damaged or describes another model, or tensors do not fit; no model.
