@@ -12,7 +12,7 @@ from model_harness import FAMILIES, tokens
 from test_causal_lm import small_lm
 
 import dl_mamba
-from dl_mamba.generation import decoding
+from dl_mamba.generation import Greedy, decoding
 from dl_mamba.layers import one_token
 from dl_mamba.ops.kernels.availability import unavailable
 
@@ -127,3 +127,40 @@ def test_a_graph_really_runs_and_serves_the_next_request():
     model.generate(ids, NEW)
     assert type(first).__name__ == "CudaGraph"
     assert decoding.Programs.of(model)._returned[1] is first
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 50277), (3, 8192), (64, 11)])
+@pytest.mark.parametrize("ends", [[-1], [3, 7]])
+def test_the_kernel_of_the_greedy_choice_takes_the_first_of_the_largest(rows, size, ends):
+    random = np.random.default_rng(rows)
+    logits = np.round(2 * random.normal(size=(rows, size + 5))).astype("float32")  # with many of equal size
+    logits[-1] = -np.inf
+    logits = keras.ops.convert_to_tensor(logits)[:, :size]
+    numbers = {"end": np.array(ends, "int32"), "pad": np.array(9, "int32")}
+    numbers = {name: keras.ops.convert_to_tensor(value) for name, value in numbers.items()}
+    done = keras.ops.convert_to_tensor(random.random(rows) < 0.4)
+    came, _ = Greedy().choose(logits, {"done": done}, numbers, None)
+    with dl_mamba.ops.implementation_scope("chunked"):
+        wanted, _ = Greedy().choose(logits, {"done": done}, numbers, None)
+    for name in ("token", "real", "done"):
+        np.testing.assert_array_equal(numpy(came[name]), numpy(wanted[name]))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-7)])
+def test_logits_and_embedding_of_a_token_are_those_of_the_model(dtype, tolerance):
+    model = lm("mamba2", dtype=dtype, vocab_size=1003)
+    exact = lm("mamba2", vocab_size=1003)
+    for variable, copy in zip(model.variables, exact.variables, strict=True):
+        copy.assign(keras.ops.cast(variable, "float32"))
+    ids = keras.ops.convert_to_tensor(np.array([[4], [0], [1002]], "int32"))
+    hidden = keras.random.normal((3, 64))
+    with dl_mamba.ops.implementation_scope("chunked"), exact_products():
+        wanted = exact.logits(hidden), exact.backbone._embedded(ids)
+    with one_token.fused():
+        hidden = keras.ops.cast(hidden, dtype)
+        assert one_token.product_fits(hidden, model.backbone.embedding.embeddings)
+        assert one_token.embedding_fits(model.backbone.embedding, ids)
+        came = model.logits(hidden), model.backbone._embedded(ids)
+    for a, b in zip(came, wanted, strict=True):
+        a, b = numpy(keras.ops.cast(a, "float32")), numpy(b)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)

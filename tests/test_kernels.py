@@ -433,6 +433,7 @@ def patched(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())  # NumPy 2.4 refuses int(array of one)
 interpreter._patch_lang_tensor = patched
 import dl_mamba, keras, torch
+from dl_mamba.generation import Greedy
 from dl_mamba.layers import one_token
 from test_gated_rms_norm import draw as norm_arrays
 from test_recurrence_laws import draw, float32, run
@@ -463,6 +464,23 @@ with implementation_scope("chunked"), torch.no_grad():
     fused, (_, state) = [], block(x[:, :3], return_state=True)
 compare(step)
 assert fused == [True, False]
+lm = dl_mamba.Mamba2CausalLM(vocab_size=21, d_model=24, num_layers=1, headdim=8, d_state=16)
+hidden, ids = torch.randn(3, 24), torch.tensor([[4], [0], [20]], dtype=torch.int32)
+def ends_of_the_stack():
+    with one_token.fused(), torch.no_grad():
+        table = lm.backbone.embedding.embeddings.value
+        fused.append((one_token.product_fits(hidden, table), one_token.embedding_fits(lm.backbone.embedding, ids)))
+        return [numpy(lm.logits(hidden)), numpy(lm.backbone._embedded(ids))], {}
+compare(ends_of_the_stack)
+assert fused[2:] == [(True, True), (False, False)]
+def chosen():
+    logits = torch.tensor([[1, 3, 0, 3, 2], [0, 0, 0, 0, 4], [1, 2, 1, 0, 0]], dtype=torch.float32)[:, :4]
+    carry, numbers = {"done": torch.tensor([False, False, True])}, {"end": torch.tensor([7, 1]), "pad": torch.tensor(6)}
+    carry, _ = Greedy().choose(logits, carry, numbers, None)
+    return [[numpy(carry[name]) for name in ("token", "real", "done")]], {}
+with implementation_scope("triton"):
+    (came,), _ = chosen()
+assert [part.tolist() for part in came] == [[1, 0, 6], [True, True, False], [True, False, True]], came
 for before in (False, True):
     arrays = float32(norm_arrays(True))
     norm = lambda **a: (gated_rms_norm(**a, ngroups=2, norm_before_gate=before),)

@@ -115,7 +115,7 @@ def _launches_to(recorder: Any) -> Iterator[None]:
             return start(kernel, grid, inputs, outputs, options, over, early, **rights)
 
         tensors = [i for i, value in enumerate(fixed) if value is None]
-        again.over, again.early = ([tensors.index(i) for i in places] for places in (over, early))
+        again.over, again.early = ([tensors.index(i) for i in places] for places in (over, early or ()))
         with _disable_current_modes():
             return recorder.record(again, [value for value in inputs if isinstance(value, torch.Tensor)], {})
 

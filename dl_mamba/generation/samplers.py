@@ -12,6 +12,9 @@ from typing import Any
 
 from keras import ops
 
+from dl_mamba.ops import dispatch
+from dl_mamba.ops.kernels.availability import refusal_of
+
 Carry = dict[str, Any]
 BISECTIONS = 32  # halves the range of the logits down to neighbouring float32 numbers
 ALMOST_ONE = 1.0 - 1e-6
@@ -118,6 +121,14 @@ class Greedy(Sampler):
     >>> Greedy(repetition_penalty=1.3).repetition_penalty
     1.3
     """
+
+    def choose(self, logits: Any, carry: Carry, numbers: Carry, draw: Any) -> tuple[Carry, Carry]:
+        if "seen" in carry or not dispatch.kernels_wanted() or refusal_of(logits) is not None:
+            return super().choose(logits, carry, numbers, draw)
+        from dl_mamba.ops.kernels.greedy import greedy
+
+        token, real, done = greedy(logits, carry["done"], numbers["end"], numbers["pad"])
+        return {**carry, "token": token, "real": real, "done": done}, {"token": token}
 
     def pick(self, logits: Any, numbers: Carry, draw: Any) -> Any:
         return ops.cast(ops.argmax(logits, axis=-1), "int32")

@@ -1,7 +1,7 @@
 """A residual block of Mamba-2 reads one token with three kernels, where the decode loop asks for it.
 
-Norm, in_proj and convolution are one, the state another, gate, norm, out_proj and the sum the third. They have no
-gradient, so that nobody but a loop that wants none may ask.
+Norm, in_proj and convolution are one, the state another, gate, norm, out_proj and the sum the third. The embedding and
+the logits of tied embeddings are one each. They have no gradient, so that nobody but a loop that wants none may ask.
 """
 
 from __future__ import annotations
@@ -59,6 +59,36 @@ def step(block: Any, x: Any, state: MixerState) -> tuple[Any, MixerState]:
     y = ops.reshape(y, (x.shape[0], 1, c.ssm_width))
     scale = ops.convert_to_tensor(mixer.norm.scale)
     return kernels.finish(y, z, scale, turned(mixer.out_proj), x, epsilon=mixer.norm.epsilon), MixerState(conv, ssm)
+
+
+def embedding_fits(embedding: Any, ids: Any) -> bool:
+    """Whether `embedded` can stand for the embedding layer here."""
+    if not _asked.get() or ids.shape[1] != 1 or embedding.lora_enabled or embedding.quantization_mode is not None:
+        return False
+    return dispatch.kernels_wanted() and refusal_of(ids) is None
+
+
+def embedded(embedding: Any, ids: Any, dtype: str) -> Any:
+    """The rows of the embedding for ids (rows, 1)."""
+    from dl_mamba.ops.kernels.embedding import embedded
+
+    return embedded(ids, ops.convert_to_tensor(embedding.embeddings), dtype)
+
+
+def product_fits(x: Any, matrix: Any) -> bool:
+    """Whether `product` can stand for x times the transpose of the matrix here."""
+    if not _asked.get() or len(x.shape) != 2 or not dispatch.kernels_wanted() or refusal_of(x, matrix) is not None:
+        return False
+    from dl_mamba.ops.kernels.one_token import DEEPEST, ROWS
+
+    return x.shape[0] <= ROWS and x.shape[1] <= DEEPEST
+
+
+def product(x: Any, matrix: Any) -> Any:
+    """x (rows, width) by the transpose of matrix (n, width), summed and left in float32."""
+    from dl_mamba.ops.kernels.one_token import product
+
+    return product(x, matrix)
 
 
 def _supported(block: Any, x: Any, state: MixerState) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from dl_mamba.layers import initializers
+from dl_mamba.layers import initializers, one_token
 from dl_mamba.layers.adapted import Projection, TokenEmbedding
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
@@ -82,7 +82,7 @@ class Backbone(Pretrained, keras.Model):
     ) -> dict[str, Any]:
         ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
-        hidden = ops.cast(self.embedding(ids), self.residual_dtype)
+        hidden = self._embedded(ids)
         states: list[MixerState] = []
         if self._scans() and state is None and not return_state:
             after = scanned(self.blocks, hidden, mask, segment_ids, keep=output_hidden_states)
@@ -91,6 +91,11 @@ class Backbone(Pretrained, keras.Model):
         hidden_states = [hidden, *after[:-1], self.final_norm(after[-1])]
         outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
         return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
+
+    def _embedded(self, ids: Any) -> Any:
+        if one_token.embedding_fits(self.embedding, ids):
+            return one_token.embedded(self.embedding, ids, self.residual_dtype)
+        return ops.cast(self.embedding(ids), self.residual_dtype)
 
     def _scans(self) -> bool:
         return self.scan_layers and keras.backend.backend() != "torch" and can_be_scanned(self.blocks)

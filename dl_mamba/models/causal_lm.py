@@ -9,7 +9,7 @@ from keras import ops
 
 from dl_mamba import generation
 from dl_mamba.config import Mamba2Config, MambaConfig, with_options_of
-from dl_mamba.layers import initializers
+from dl_mamba.layers import initializers, one_token
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState
 from dl_mamba.layers.quantized import quantize_parts, quantized_parts
 from dl_mamba.models.backbone import Backbone, without_learning
@@ -281,6 +281,8 @@ class Mamba2CausalLM(CausalLM):
 
 def _products(hidden: Any, matrix: Any) -> Any:
     """hidden (..., d) by matrix (n, d): (..., n). torch gives few rows to one core of a CPU, parts to all."""
+    if one_token.product_fits(hidden, matrix):
+        return one_token.product(hidden, matrix)
     (columns, width), shape = matrix.shape, tuple(hidden.shape)
     few = keras.backend.backend() == "torch" and len(shape) == 2 and isinstance(shape[0], int) and shape[0] <= PARTS
     if (

@@ -22,7 +22,7 @@ def launch(
     outputs: Sequence[Output],
     *,
     over: Mapping[int, int] = NONE,
-    early: Sequence[int] = (),
+    early: Sequence[int] | None = None,
     num_warps: int = 4,
     num_stages: int = 2,
     **constants: Any,
@@ -36,16 +36,16 @@ def launch(
         outputs: shapes and dtypes.
         over: outputs that may lie over an input of the same shape and dtype, from the number of the input to that of
             the output. On JAX they do where the input is not needed any more, on torch in a graph of the decode loop.
-        early: inputs that the kernel, which then takes OVERLAP, can read before the kernel ahead of it has ended. In
-            a graph of the decode loop on torch it does where they are weights or arguments of the graph. On JAX XLA
-            launches such kernels itself.
+        early: inputs that the kernel, which then takes OVERLAP, can read before the kernel ahead of it has ended. On
+            torch one that reads none begins before that and waits; one that reads some does so in a graph of the
+            decode loop where they are weights or arguments of the graph. On JAX XLA launches those itself.
         num_warps: warps of a program.
         num_stages: iterations of a loop whose loads are under way at once.
         constants: what the kernel is compiled for.
     """
     start = _LAUNCH[keras.backend.backend()]
     options = {"num_warps": num_warps, "num_stages": num_stages, **constants}
-    if early:
+    if early is not None:
         options["OVERLAP"] = False
     return start(kernel, grid, inputs, outputs, options, over, early)
 
@@ -88,7 +88,7 @@ def _launch_torch(kernel, grid, inputs, outputs, options, over, early, reuse=Fal
     import torch
 
     device = inputs[0].device
-    if overlap and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
+    if (overlap or early == ()) and device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
         options = {**options, "OVERLAP": True, "launch_pdl": True}
     taken = {output: inputs[i] for i, output in over.items()} if reuse else {}
     made = tuple(

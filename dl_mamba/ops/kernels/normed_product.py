@@ -33,6 +33,7 @@ def normed_product(
     BN: tl.constexpr,
     BK: tl.constexpr,
     EPSILON: tl.constexpr,
+    NORMED: tl.constexpr,
     HAS_GATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -43,7 +44,8 @@ def normed_product(
 ):
     """y (rows, N) = residual + norm(x SiLU(gate)) matrix^T; or its columns from FIRST on convolved, and their window.
 
-    matrix is (N, K). W is 0 for no convolution. `window` and `end` (rows, W - 1, CHANNELS) may be the same memory.
+    matrix is (N, K). Without NORMED there is neither norm nor scale. W is 0 for no convolution. `window` and `end`
+    (rows, W - 1, CHANNELS) may be the same memory.
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -51,7 +53,8 @@ def normed_product(
     k = tl.arange(0, BK)
     valid = column < N
     part = tl.load(matrix + column[:, None] * K + k[None, :], mask=valid[:, None] & (k[None, :] < K), other=0.0)
-    weight = tl.load(scale + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORMED:
+        weight = tl.load(scale + k, mask=k < K, other=0.0).to(tl.float32)
     if OVERLAP:
         gdc_wait()  # for what the kernels before write: x, gate, residual
     for row in tl.static_range(ROWS):
@@ -59,8 +62,11 @@ def normed_product(
         if HAS_GATE:
             opens = tl.load(gate + row * GATE_ROW + k, mask=k < K, other=0.0).to(tl.float32)
             value *= opens * sigmoid(opens)
-        square = tl.zeros((BN,), tl.float32) + tl.sum(value * value, axis=0) / K
-        out = tl.sum(part.to(tl.float32) * (value * weight)[None, :], axis=1) * inverse_root(square + EPSILON)
+        if NORMED:
+            root = inverse_root(tl.zeros((BN,), tl.float32) + tl.sum(value * value, axis=0) / K + EPSILON)
+            out = tl.sum(part.to(tl.float32) * (value * weight)[None, :], axis=1) * root
+        else:
+            out = tl.sum(part.to(tl.float32) * value[None, :], axis=1)
         at = row * N + column
         if HAS_RESIDUAL:
             out += tl.load(residual + at, mask=valid, other=0.0).to(tl.float32)

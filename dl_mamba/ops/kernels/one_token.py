@@ -1,4 +1,4 @@
-"""The two halves of a Mamba-2 block around its state, for one token of a few rows, each in one kernel."""
+"""The two halves of a Mamba-2 block around its state, and the logits, for one token of a few rows."""
 
 from __future__ import annotations
 
@@ -42,17 +42,24 @@ def finish(y: Tensor, gate: Tensor, scale: Tensor, matrix: Tensor, residual: Ten
     return _launch(y, gate, scale, matrix, beside, [dtype, ((1,), dtype)], W=0, FIRST=0, CHANNELS=1, **norm)[0]
 
 
-def _launch(x, gate, scale, matrix, beside, outputs, epsilon, **constants):
+def product(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (rows, width) by matrix (columns, width) in float32."""
+    beside = [None, None, None, None]
+    y, _ = _launch(x[:, None], None, None, matrix, beside, ["float32", ((1,), "float32")], W=0, FIRST=0, CHANNELS=1)
+    return y[:, 0]
+
+
+def _launch(x, gate, scale, matrix, beside, outputs, epsilon=0.0, **constants):
     residual, _, bias, window = beside
     (x, x_row), (opens, gate_row) = token_stride(x), token_stride(x if gate is None else gate)
     (rows, _, depth), columns = x.shape, matrix.shape[0]
-    block = 1 << (depth - 1).bit_length()
+    normed, block = scale is not None, 1 << (depth - 1).bit_length()
     at_once = max(1, NUMBERS // block)
-    scale = packed(scale)
+    scale, matrix = (matrix if scale is None else packed(scale)), packed(matrix)
     return launch(
         normed_product,
         (-(-columns // at_once),),
-        [x, opens, scale, packed(matrix), *(scale if v is None else packed(v) for v in beside)],
+        [x, opens, scale, matrix, *(scale if v is None else packed(v) for v in beside)],
         [((rows, 1, columns), outputs[0]), outputs[1]],
         over={} if window is None else {7: 1},
         early=(2, 3, 5, 6, 7),
@@ -64,6 +71,7 @@ def _launch(x, gate, scale, matrix, beside, outputs, epsilon, **constants):
         BN=at_once,
         BK=block,
         EPSILON=float(epsilon),
+        NORMED=normed,
         HAS_GATE=gate is not None,
         HAS_RESIDUAL=residual is not None,
         HAS_BIAS=bias is not None,

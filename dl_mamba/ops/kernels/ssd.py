@@ -158,6 +158,7 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         options.grid(shape),
         [dt, *(dt if v is None else v for v in (weights, flags)), A, A if bias is None else bias, shape.length],
         [(shape.per_token(), "float32")] * 3,
+        early=(),
         EXACT=shape.dtype == "float32",
         **constants,
     )
@@ -168,6 +169,7 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
         (shape.batch * shape.nheads, shape.blocks, shape.segments),
         [x, B, C, *steps, A if D is None else D, A if starts is None else starts, shape.length, shape.segment],
         [(tuple(x.shape), options.dtype), (shape.state, "float32")],
+        early=(),
         X_TOKEN=x_token,
         B_TOKEN=b_token,
         C_TOKEN=c_token,

@@ -7,6 +7,7 @@ leaves the registers, and neither do the scores. Operations: 2 Q (Q N + Q P + 2 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from dl_mamba.ops.kernels.tiles import load_tile, state_address, state_inside, store_tile
 
@@ -39,6 +40,7 @@ def ssd_forward(
     HAS_D: tl.constexpr,
     HAS_START: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """y (b, l, h, p) without its gate, and the state behind the last token (b, h, p, n) float32."""
     row = (tl.program_id(0) // H).to(tl.int64)
@@ -55,6 +57,8 @@ def ssd_forward(
     B += row * length * B_TOKEN + head // (H // G) * N
     C += row * length * C_TOKEN + head // (H // G) * N
     inside = state_inside(N, P, BN, BP, first)
+    if OVERLAP:
+        gdc_wait()  # for the steps
     if HAS_START:
         at = start + ((row * tl.num_programs(2) + tl.program_id(2)) * H + head) * P * N
         state = tl.load(state_address(at, N, BN, BP, first), mask=inside, other=0.0).to(tl.float32)

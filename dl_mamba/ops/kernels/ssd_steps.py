@@ -5,6 +5,7 @@ Both read and write a few bytes for each token and head, 1/60 of what the produc
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dl_mamba.ops.kernels.tiles import sigmoid, softplus
 
@@ -46,12 +47,16 @@ def ssd_steps(
     HAS_WEIGHTS: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     EXACT: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Running sums of log2 decay within each chunk, and the weight of each token: (b, h, chunks Q) float32.
 
     The sum has two parts, of which `total` is exact, so that differences of sums do not cancel; without EXACT it is
     one. Flags: 1 empties the state before the token, 2 is padding.
     """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     chunks = tl.cdiv(length, Q)
     row = (tl.program_id(0) // chunks).to(tl.int64)
     tokens = (tl.program_id(0) % chunks) * Q + tl.arange(0, Q)
