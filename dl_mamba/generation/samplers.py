@@ -13,7 +13,6 @@ from typing import Any
 from keras import ops
 
 from dl_mamba.ops import dispatch
-from dl_mamba.ops.kernels.availability import refusal_of
 
 Carry = dict[str, Any]
 BISECTIONS = 32  # halves the range of the logits down to neighbouring float32 numbers
@@ -123,7 +122,7 @@ class Greedy(Sampler):
     """
 
     def choose(self, logits: Any, carry: Carry, numbers: Carry, draw: Any) -> tuple[Carry, Carry]:
-        if "seen" in carry or not dispatch.kernels_wanted() or refusal_of(logits) is not None:
+        if "seen" in carry or not dispatch.kernels_take(logits):
             return super().choose(logits, carry, numbers, draw)
         from dl_mamba.ops.kernels.greedy import greedy
 

@@ -15,7 +15,6 @@ from keras import ops
 
 from dl_mamba.layers.mixer import MixerState, split_channels
 from dl_mamba.ops import dispatch
-from dl_mamba.ops.kernels.availability import refusal_of
 
 _asked: ContextVar[bool] = ContextVar("dl_mamba_fused_token", default=False)
 
@@ -34,7 +33,7 @@ def fits(block: Any, x: Any, mask: Any, state: Any, segment_ids: Any) -> bool:
     """Whether `step` can stand for the block's own body here."""
     if not _asked.get() or x.shape[1] != 1 or state is None or mask is not None or segment_ids is not None:
         return False
-    return dispatch.kernels_wanted() and _supported(block, x, state)
+    return dispatch.kernels_take(x, state.conv, state.ssm) and _supported(block, x)
 
 
 def step(block: Any, x: Any, state: MixerState) -> tuple[Any, MixerState]:
@@ -65,7 +64,7 @@ def embedding_fits(embedding: Any, ids: Any) -> bool:
     """Whether `embedded` can stand for the embedding layer here."""
     if not _asked.get() or ids.shape[1] != 1 or embedding.lora_enabled or embedding.quantization_mode is not None:
         return False
-    return dispatch.kernels_wanted() and refusal_of(ids) is None
+    return dispatch.kernels_take(ids)
 
 
 def embedded(embedding: Any, ids: Any, dtype: str) -> Any:
@@ -77,7 +76,7 @@ def embedded(embedding: Any, ids: Any, dtype: str) -> Any:
 
 def product_fits(x: Any, matrix: Any) -> bool:
     """Whether `product` can stand for x times the transpose of the matrix here."""
-    if not _asked.get() or len(x.shape) != 2 or not dispatch.kernels_wanted() or refusal_of(x, matrix) is not None:
+    if not _asked.get() or len(x.shape) != 2 or not dispatch.kernels_take(x, matrix):
         return False
     from dl_mamba.ops.kernels.one_token import DEEPEST, ROWS
 
@@ -91,7 +90,7 @@ def product(x: Any, matrix: Any) -> Any:
     return product(x, matrix)
 
 
-def _supported(block: Any, x: Any, state: MixerState) -> bool:
+def _supported(block: Any, x: Any) -> bool:
     mixer, c = block.mixer, block.mixer.config
     if not hasattr(mixer, "recurrence_inputs"):
         return False  # Mamba-1 has two more matrices between convolution and state
@@ -100,8 +99,6 @@ def _supported(block: Any, x: Any, state: MixerState) -> bool:
     for dense in (mixer.in_proj, mixer.out_proj):
         if dense.use_bias or dense.lora_enabled or dense.quantization_mode is not None:
             return False
-    if refusal_of(x, state.conv, state.ssm) is not None:
-        return False
     from dl_mamba.ops.kernels.one_token import DEEPEST, ROWS
 
     return x.shape[0] <= ROWS and c.d_inner <= DEEPEST

@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import keras
+
+from dl_mamba.ops.kernels.availability import refusal_of
 
 PORTABLE = "chunked"
 FUSED = "triton"
@@ -100,9 +103,9 @@ def choose(
     return _untraced(table[name]) if name == FUSED else table[name]
 
 
-def kernels_wanted() -> bool:
-    """Whether the scope around the call leaves room for kernels that stand for several ops."""
-    return _forced.get() in (None, FUSED)
+def kernels_take(*tensors: Any) -> bool:
+    """Whether kernels that stand for several ops may run here, and can take these tensors."""
+    return _forced.get() in (None, FUSED) and refusal_of(*tensors) is None
 
 
 @cache

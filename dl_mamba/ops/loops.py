@@ -23,7 +23,7 @@ def scan(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
 
     Args:
         step: takes and returns tuples of tensors; shapes and dtypes of the carry must not change. It may read no other
-            tensor that a gradient is wanted of, and on TensorFlow hold no loop of its own.
+            tensor that a gradient is wanted of, and on TensorFlow hold no loop but those `with_gradient`.
         carry: tuple of floating-point tensors.
         xs: tuple of floating-point tensors with equal leading axis, of known or unknown size >= 1.
 

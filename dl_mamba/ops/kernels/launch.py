@@ -88,7 +88,8 @@ def _launch_torch(kernel, grid, inputs, outputs, options, over, early, reuse=Fal
     import torch
 
     device = inputs[0].device
-    if (overlap or early == ()) and device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
+    overlap = overlap or (early is not None and not early)
+    if overlap and device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAPS_FROM:
         options = {**options, "OVERLAP": True, "launch_pdl": True}
     taken = {output: inputs[i] for i, output in over.items()} if reuse else {}
     made = tuple(
