@@ -455,6 +455,9 @@ for op, length in ((recurrences.SSD, 70), (recurrences.SCAN, 5), (recurrences.CO
         compare(lambda: ([numpy(v) for v in op.run(**arrays, return_final_state=True)], {}))
 block = dl_mamba.Mamba2ResidualBlock(d_model=24, headdim=8, d_state=16)
 x = torch.randn(2, 4, 24)
+block.build(x.shape)
+for variable in block.variables:
+    variable.assign(variable.value + 0.1 * torch.randn(variable.shape))  # also what begins as ones
 def step():
     with one_token.fused(), torch.no_grad():
         given = {"state": state, "return_state": True}
@@ -474,13 +477,16 @@ def ends_of_the_stack():
 compare(ends_of_the_stack)
 assert fused[2:] == [(True, True), (False, False)]
 def chosen():
-    logits = torch.tensor([[1, 3, 0, 3, 2], [0, 0, 0, 0, 4], [1, 2, 1, 0, 0]], dtype=torch.float32)[:, :4]
-    carry, numbers = {"done": torch.tensor([False, False, True])}, {"end": torch.tensor([7, 1]), "pad": torch.tensor(6)}
-    carry, _ = Greedy().choose(logits, carry, numbers, None)
+    logits = torch.zeros(3, 9003)
+    logits[0, [5, 5 + 8192]] = 3.0  # one column of each of the kernel's two blocks
+    logits[1, 8700] = 1.0
+    logits[:, 9000:] = 4.0
+    carry, numbers = {"done": torch.tensor([False, False, True])}, {"end": torch.tensor([7, 5]), "pad": torch.tensor(6)}
+    carry, _ = Greedy().choose(logits[:, :9000], carry, numbers, None)
     return [[numpy(carry[name]) for name in ("token", "real", "done")]], {}
 with implementation_scope("triton"):
     (came,), _ = chosen()
-assert [part.tolist() for part in came] == [[1, 0, 6], [True, True, False], [True, False, True]], came
+assert [part.tolist() for part in came] == [[5, 8700, 6], [True, True, False], [True, False, True]], came
 for before in (False, True):
     arrays = float32(norm_arrays(True))
     norm = lambda **a: (gated_rms_norm(**a, ngroups=2, norm_before_gate=before),)

@@ -12,7 +12,7 @@ from dl_mamba import training
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
-VALUES, GRADIENTS = 1e-6, 1e-5  # the same operations in programs that XLA orders differently
+VALUES, GRADIENTS = 1e-5, 1e-4  # the bounds of the project's numerics: XLA orders the two programs differently
 MASK = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], "int32")
 SEGMENTS = np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, 1]], "int32")
 compiling = pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing: it takes the blocks one by one")
@@ -60,11 +60,15 @@ def test_with_adapters_and_frozen_blocks(family):
         training.freeze(model, num_blocks=2)
     assert len(scanned.trainable_variables) < len(scanned.variables) / 2
     assert_same_gradients(plain, scanned)
-    for model in (plain, scanned):
+    _train_adapters(plain, scanned)
+    assert_same_gradients(plain, scanned)
+
+
+def _train_adapters(*models):
+    for model in models:
         training.enable_lora(model, rank=2)
         for variable in model.trainable_variables:
             variable.assign(np.random.default_rng(0).normal(size=variable.shape, scale=0.3).astype("float32"))
-    assert_same_gradients(plain, scanned)
 
 
 def test_a_state_takes_the_blocks_one_by_one(family):
@@ -82,6 +86,8 @@ def test_quantized_blocks_run_one_by_one(family):
         model.quantize("int8")
     came, wanted = (run(model, tokens(2, 5)) for model in (scanned, plain))
     assert_close(came["last_hidden_state"], wanted["last_hidden_state"], VALUES)
+    _train_adapters(plain, scanned)
+    assert_same_gradients(plain, scanned)
 
 
 def test_fit_compiles_it_and_takes_the_same_steps(family):
