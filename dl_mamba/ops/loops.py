@@ -1,4 +1,4 @@
-"""A loop over the leading axis, and a function with a hand-written gradient, on each backend.
+"""A loop over the leading axis, on each backend.
 
 `keras.ops.scan` cannot take two inputs of unknown length on TensorFlow, and no loop of Keras can be differentiated on
 all backends under XLA. `scan` can, everywhere: its gradient keeps the carry before each step and runs the steps again,
@@ -14,7 +14,8 @@ from typing import Any
 import keras
 from keras import ops
 
-Tensors = tuple[Any, ...]
+from dl_mamba.ops.gradients import Tensors, vjp, with_gradient
+
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
@@ -51,6 +52,7 @@ def _scan_torch(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tenso
     import torch
 
     split = _splitter(carry, xs)
+    run = _flat(step, split)
 
     def forward(*tensors):
         carry, xs = split(tensors)
@@ -67,7 +69,7 @@ def _scan_torch(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tenso
         dcarry, dys = gradients[: len(carry)], gradients[len(carry) :]
         dxs = []
         for given, dy in reversed(list(zip(_rows((*before, *items)), _rows(dys), strict=True))):
-            dcarry, dx = split(_step_gradient_torch(step, split, given, (*dcarry, *dy)))
+            dcarry, dx = split(vjp(run, given, (*dcarry, *dy)))
             dxs.append(dx)
         return (*dcarry, *(torch.stack(column[::-1]) for column in zip(*dxs, strict=True)))
 
@@ -80,19 +82,9 @@ def _rows(columns: Tensors) -> list[Tensors]:
     return list(zip(*(column.unbind() for column in columns), strict=True))
 
 
-def _step_gradient_torch(step: Step, split: Callable, given: Tensors, gradients: Tensors) -> Tensors:
-    import torch
-
-    with torch.enable_grad():
-        given = tuple(t.detach().requires_grad_() for t in given)
-        carry, y = step(*split(given))
-    return torch.autograd.grad((*carry, *y), given, gradients, allow_unused=True, materialize_grads=True)
-
-
 def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-    import tensorflow as tf
-
     split = _splitter(carry, xs)
+    run = _flat(step, split)
 
     def forward(*tensors):
         carry, xs = split(tensors)
@@ -111,11 +103,7 @@ def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, 
 
         def step_backward(dcarry, item):
             given, dy = item[: n + len(items)], item[n + len(items) :]
-            with tf.GradientTape() as tape:
-                tape.watch(given)
-                after, y = step(*split(given))
-            came = tape.gradient((*after, *y), given, (*dcarry, *dy), unconnected_gradients="zero")
-            return tuple(split(came))
+            return tuple(split(vjp(run, given, (*dcarry, *dy))))
 
         given = (*before, *items, *gradients[n:])
         dcarry, dxs = _loop_tensorflow(step_backward, tuple(gradients[:n]), given, reverse=True)
@@ -123,6 +111,16 @@ def _scan_tensorflow(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, 
 
     outputs = with_gradient(forward, backward)(*carry, *xs)
     return tuple(outputs[: len(carry)]), tuple(outputs[len(carry) :])
+
+
+def _flat(step: Step, split: Callable) -> Callable[..., Tensors]:
+    """The step as a function of its tensors one by one."""
+
+    def run(*tensors):
+        carry, y = step(*split(tensors))
+        return (*carry, *y)
+
+    return run
 
 
 def _splitter(*groups: Tensors) -> Callable[[Sequence], list[tuple]]:
@@ -179,79 +177,3 @@ def _loop_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[T
 
 _LOOP = {"jax": _loop_jax, "torch": _loop_eagerly, "tensorflow": _loop_tensorflow}
 _SCAN = {"jax": _scan_jax, "torch": _scan_torch, "tensorflow": _scan_tensorflow}
-Forward = Callable[..., tuple[Tensors, Tensors]]
-Backward = Callable[[Tensors, Tensors], Tensors]
-
-
-def with_gradient(
-    forward: Forward, backward: Backward, outputs: Callable[..., Tensors] | None = None
-) -> Callable[..., Tensors]:
-    """Make a function of tensors whose reverse-mode gradient is `backward`.
-
-    Args:
-        forward: `forward(*args)` -> `(outputs, residuals)`, both tuples. An argument may be None.
-        backward: `backward(residuals, output_gradients)` -> one gradient for each argument, None for None.
-        outputs: `outputs(*args)` -> what `forward` returns first, for calls of which no gradient is wanted.
-
-    Returns:
-        A function of the same arguments that returns `outputs`. It can be differentiated once.
-    """
-    outputs = outputs or (lambda *args: forward(*args)[0])
-    return _WITH_GRADIENT[keras.backend.backend()](forward, backward, outputs)
-
-
-def _with_gradient_jax(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
-    import jax
-
-    function = jax.custom_vjp(outputs)
-    function.defvjp(forward, backward)
-    return function
-
-
-def _with_gradient_torch(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
-    import torch
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *args):
-            outputs, residuals = forward(*args)
-            ctx.save_for_backward(*residuals)
-            return outputs
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, *gradients):
-            return backward(ctx.saved_tensors, gradients)
-
-    def function(*args):
-        return Function.apply(*args) if torch.is_grad_enabled() else outputs(*args)
-
-    return function
-
-
-def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
-    import tensorflow as tf
-
-    def function(*args):
-        present = [arg is not None for arg in args]
-
-        @tf.custom_gradient
-        def run(*tensors):
-            remaining = iter(tensors)
-            outputs, residuals = forward(*(next(remaining) if here else None for here in present))
-
-            def gradient(*gradients):
-                return _select(backward(residuals, gradients), present)
-
-            return outputs, gradient
-
-        return run(*_select(args, present))
-
-    return function
-
-
-def _select(values: Sequence[Any], present: Sequence[bool]) -> list[Any]:
-    return [value for value, here in zip(values, present, strict=True) if here]
-
-
-_WITH_GRADIENT = {"jax": _with_gradient_jax, "torch": _with_gradient_torch, "tensorflow": _with_gradient_tensorflow}

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import with_gradient
+from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.sequence import on_accelerator
 
 Tensor = Any
@@ -36,12 +36,17 @@ def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tens
     if dt_bias is not None:
         dt = plus(dt, dt_bias)
     if dt_softplus:
-        dt = -ops.log_sigmoid(-dt)  # softplus without the threshold that torch's own has
+        dt = softplus(dt)
     if limit is not None:
         low, high = limit
         dt = dt if low <= 0.0 and dt_softplus else at_least(dt, low)
         dt = dt if high == float("inf") else -at_least(-dt, -high)
     return dt if mask is None else ops.where(mask[..., None], dt, 0.0)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Without the threshold that torch's own has."""
+    return -ops.log_sigmoid(-x)
 
 
 def spread(w: Tensor, x: Tensor) -> Tensor:

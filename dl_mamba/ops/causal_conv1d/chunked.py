@@ -5,10 +5,12 @@ With a mask each row is first left-aligned, so that the window of a token holds 
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import with_gradient
+from dl_mamba.ops.gradients import recomputed, with_gradient
 from dl_mamba.ops.numerics import plus, plus_product, sum_of_rows, upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
@@ -22,9 +24,8 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
         starts = None if starts is None else take_tokens(starts, order)
     tokens = ops.concatenate([ops.cast(initial_state, x.dtype), x], axis=1)
     documents = None if starts is None else _number_documents(starts, weight.shape[0] - 1)
-    y = _convolve(tokens, weight, documents)
-    y = y if bias is None else plus(y, bias)
-    y = y if activation is None else ops.silu(y)
+    numbers = None if documents is None else ops.cast(documents, weight.dtype)
+    y = recomputed(partial(_activated, activation))(tokens, weight, bias, numbers)
     if rank is not None:
         y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
     return y, _final_window(tokens, documents, mask, weight.shape[0] - 1)
@@ -37,13 +38,18 @@ def _number_documents(starts, history):
     return ops.concatenate([before] * history + [number], axis=1)
 
 
+def _activated(activation, tokens, weight, bias, documents):
+    y = _convolve(tokens, weight, documents)
+    y = y if bias is None else plus(y, bias)
+    return y if activation is None else ops.silu(y)
+
+
 def _convolve(tokens, weight, documents):
     """(b, history + l, c), (history + 1, c) -> (b, l, c)."""
     tokens = ops.cast(tokens, weight.dtype)
     length = tokens.shape[1]  # a tensor where torch traces
     if keras.backend.backend() == "torch" and documents is None and isinstance(length, int) and length == len(weight):
         return ops.sum(tokens * weight, axis=1, keepdims=True)  # one token: two calls, where XLA wants no sum
-    documents = None if documents is None else ops.cast(documents, weight.dtype)
     return _products(tokens, weight, documents)[0]
 
 

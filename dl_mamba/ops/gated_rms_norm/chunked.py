@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from keras import ops
 
+from dl_mamba.ops.gradients import recomputed
 from dl_mamba.ops.numerics import mean_square, scaled_rows, spread, upcast
 
 
 def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
+    options = {"epsilon": epsilon, "ngroups": ngroups, "norm_before_gate": norm_before_gate}
+    return recomputed(partial(_normalized, **options))(x, weight, z)
+
+
+def _normalized(x, weight, z, *, epsilon, ngroups, norm_before_gate):
     x, weight, z = upcast("float32", x, weight, z)
     if z is not None and not norm_before_gate:
         x = x * ops.silu(z)

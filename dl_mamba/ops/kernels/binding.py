@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import with_gradient
+from dl_mamba.ops.gradients import with_gradient
 
 Tensor = Any
 Tensors = tuple[Any, ...]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from keras import ops
 from keras.backend import standardize_dtype
 
-from dl_mamba.ops.loops import loop, with_gradient
+from dl_mamba.ops.gradients import with_gradient
+from dl_mamba.ops.loops import loop
 from dl_mamba.ops.sequence import size_of
 
 # Logits at a time. 1,300 tokens of 50,000 words: enough that the products run at full speed and that what is read and

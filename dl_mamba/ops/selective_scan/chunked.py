@@ -17,8 +17,9 @@ import math
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import loop, with_gradient
-from dl_mamba.ops.numerics import skip_and_gate, step_sizes, upcast
+from dl_mamba.ops.gradients import after, recomputed, with_gradient
+from dl_mamba.ops.loops import loop
+from dl_mamba.ops.numerics import plus, plus_product, skip_and_gate, softplus, upcast
 from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import first, on_accelerator, size_of
@@ -33,21 +34,22 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
         return token.run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     x, dt, A, B, C, D, z, dt_bias, h = upcast("float32", x, dt, A, B, C, D, z, dt_bias, initial_state)
     _refuse_tracing_of_torch(x)
-    dt = step_sizes(dt, dt_bias, dt_softplus, mask)
+    dt = dt if dt_bias is None else plus(dt, dt_bias)
+    dt = _softplus(dt)[0] if dt_softplus else dt
+    dt = dt if mask is None else ops.where(mask[..., None], dt, 0.0)
     starts = None if starts is None else ops.cast(starts, "float32")
     batch, length, d_inner = ops.shape(x)
     ngroups, d_state = B.shape[2:]
     channels = (ngroups, d_inner // ngroups)
     y, h = _recurrence(
-        ops.reshape(dt * x, (batch, length, *channels)),
-        ops.reshape(dt, (batch, length, *channels)),
+        *(ops.reshape(v, (batch, length, *channels)) for v in (x, dt)),
         ops.swapaxes(ops.reshape(A, (*channels, d_state)), 1, 2),
         B,
         C,
         starts,
         ops.swapaxes(ops.reshape(h, (batch, *channels, d_state)), 2, 3),
     )
-    y = skip_and_gate(ops.reshape(y, (batch, length, d_inner)), x, D, z)
+    y = recomputed(skip_and_gate)(ops.reshape(y, (batch, length, d_inner)), x, D, z)
     return y, ops.reshape(ops.swapaxes(h, 2, 3), (batch, d_inner, d_state))
 
 
@@ -60,8 +62,14 @@ def _refuse_tracing_of_torch(x):
         )
 
 
-def _forward(u, dt, A, B, C, starts, h):
-    """h[t] = (1 - start[t]) exp(dt[t] A) h[t-1] + u[t] B[t];  y[t] = C[t] h[t]."""
+_softplus = with_gradient(  # the gradient is a function of the output, which the recurrence keeps
+    lambda x: (((y := softplus(x)),), (y,)), lambda kept, dy: (dy[0] * -ops.expm1(-kept[0]),)
+)
+
+
+def _forward(x, dt, A, B, C, starts, h):
+    """h[t] = (1 - start[t]) exp(dt[t] A) h[t-1] + dt[t] x[t] B[t];  y[t] = C[t] h[t]."""
+    u = dt * x
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     borders, h = (h[:, None], None) if chunks == 1 else _borders(blocks, A, h)
@@ -73,13 +81,14 @@ def _forward(u, dt, A, B, C, starts, h):
 
     (last,), (y, kept) = over_blocks(step, (borders,), blocks)
     h = last[:, 0] if h is None else h
-    return (unfold(y), h), tuple(v for v in (u, dt, A, B, C, kept, starts) if v is not None)
+    return (unfold(y), h), tuple(v for v in (x, dt, A, B, C, kept, starts) if v is not None)
 
 
 def _backward(residuals, gradients):
-    u, dt, A, B, C, kept, *starts = residuals
+    x, dt, A, B, C, kept, *starts = residuals
     starts = starts[0] if starts else None
     dy, dh = gradients
+    u = after(dy, dt) * x
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     ends, dh = (dh[:, None], None) if chunks == 1 else _adjoint_borders(blocks, fold(dy), A, dh)
@@ -94,8 +103,10 @@ def _backward(residuals, gradients):
     dA = ops.zeros_like(kept[0])
     (first, dA), gradients = over_blocks(step, (ends, dA), blocks, (fold(dy), kept), reverse=True)
     dA = ops.sum(dA, axis=(0, 1))
+    dh = first[:, 0] if dh is None else dh
     du, ddt, dB, dC = map(unfold, gradients)
-    return du, ddt, dA, dB, dC, None if starts is None else ops.zeros_like(starts), first[:, 0] if dh is None else dh
+    dx, ddt = du * dt, plus_product(ddt, du, x)
+    return dx, ddt, dA, dB, dC, None if starts is None else ops.zeros_like(starts), dh
 
 
 _recurrence = with_gradient(_forward, _backward)

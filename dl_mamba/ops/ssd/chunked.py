@@ -15,7 +15,8 @@ from functools import partial
 import keras
 from keras import ops
 
-from dl_mamba.ops.loops import scan, with_gradient
+from dl_mamba.ops.gradients import recomputed, with_gradient
+from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import scaled_rows, skip_and_gate, spread, step_sizes, sum_of_rows, upcast
 from dl_mamba.ops.sequence import first, on_accelerator, size_of
 from dl_mamba.ops.ssd import token
@@ -45,7 +46,7 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = ops.where(mask[..., None], scale, 0.0)
     y, state = _ssd(scaled_rows(x, scale), log_decay, B, C, state, chunk_size)
     D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
-    return skip_and_gate(y, x, D, z), state
+    return recomputed(skip_and_gate)(y, x, D, z), state
 
 
 def _ssd(u, log_decay, B, C, state, chunk_size):

@@ -1,0 +1,149 @@
+"""Functions whose gradient is written by hand, or runs them again, on each backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensors = tuple[Any, ...]
+Forward = Callable[..., tuple[Tensors, Tensors]]
+Backward = Callable[[Tensors, Tensors], Tensors]
+
+
+def with_gradient(
+    forward: Forward, backward: Backward, outputs: Callable[..., Tensors] | None = None
+) -> Callable[..., Tensors]:
+    """Make a function of tensors whose reverse-mode gradient is `backward`.
+
+    Args:
+        forward: `forward(*args)` -> `(outputs, residuals)`, both tuples. An argument may be None.
+        backward: `backward(residuals, output_gradients)` -> one gradient for each argument, None for None.
+        outputs: `outputs(*args)` -> what `forward` returns first, for calls of which no gradient is wanted.
+
+    Returns:
+        A function of the same arguments that returns `outputs`. It can be differentiated once.
+    """
+    outputs = outputs or (lambda *args: forward(*args)[0])
+    return _WITH_GRADIENT[keras.backend.backend()](forward, backward, outputs)
+
+
+def _with_gradient_jax(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
+    import jax
+
+    function = jax.custom_vjp(outputs)
+    function.defvjp(forward, backward)
+    return function
+
+
+def _with_gradient_torch(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
+    import torch
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            outputs, residuals = forward(*args)
+            ctx.save_for_backward(*residuals)
+            return outputs
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *gradients):
+            return backward(ctx.saved_tensors, gradients)
+
+    def function(*args):
+        return Function.apply(*args) if torch.is_grad_enabled() else outputs(*args)
+
+    return function
+
+
+def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
+    import tensorflow as tf
+
+    def function(*args):
+        present = [arg is not None for arg in args]
+
+        @tf.custom_gradient
+        def run(*tensors):
+            remaining = iter(tensors)
+            outputs, residuals = forward(*(next(remaining) if here else None for here in present))
+
+            def gradient(*gradients):
+                return _select(backward(residuals, gradients), present)
+
+            return outputs, gradient
+
+        return run(*_select(args, present))
+
+    return function
+
+
+def _select(values: Sequence[Any], present: Sequence[bool]) -> list[Any]:
+    return [value for value, here in zip(values, present, strict=True) if here]
+
+
+_WITH_GRADIENT = {"jax": _with_gradient_jax, "torch": _with_gradient_torch, "tensorflow": _with_gradient_tensorflow}
+
+
+def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(*args)` -> tensor, of which the gradient keeps the arguments alone and runs it again.
+
+    Args:
+        function: of floating-point tensors, of which some may be None. It may read no other tensor.
+    """
+
+    def backward(args, gradients):
+        present = [arg is not None for arg in args]
+        filled = lambda tensors: (next(tensors) if here else None for here in present)  # noqa: E731
+        run = lambda *tensors: (function(*filled(iter(tensors))),)  # noqa: E731
+        tensors = tuple(after(gradients[0], tensor) for tensor in _select(args, present))
+        return tuple(filled(iter(vjp(run, tensors, gradients))))
+
+    differentiable = with_gradient(lambda *args: ((function(*args),), args), backward)
+    return lambda *args: differentiable(*args)[0]
+
+
+def after(gradient: Any, x: Any) -> Any:
+    """x, which is not there before the gradient is.
+
+    XLA's CPU compiler would take what was computed from x before, and keep it, for what is to be computed again; or
+    compute it as soon as it can, before the first of all gradients.
+    """
+    if keras.backend.backend() == "torch":
+        return x
+    first = ops.sum(ops.ravel(gradient)[:1])
+    return x + ops.cast(ops.where(ops.isnan(first), first, 0.0), x.dtype)
+
+
+def vjp(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:
+    """Gradients of the inputs of `function(*inputs)`, from those of its outputs; zeros for an input that it ignores."""
+    return _VJP[keras.backend.backend()](function, inputs, gradients)
+
+
+def _vjp_jax(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:
+    import jax
+
+    return jax.vjp(function, *inputs)[1](gradients)
+
+
+def _vjp_torch(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:
+    import torch
+
+    with torch.enable_grad():
+        inputs = tuple(t.detach().requires_grad_() for t in inputs)
+        outputs = function(*inputs)
+    return torch.autograd.grad(outputs, inputs, gradients, allow_unused=True, materialize_grads=True)
+
+
+def _vjp_tensorflow(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(*inputs)
+    return tape.gradient(outputs, inputs, gradients, unconnected_gradients="zero")
+
+
+_VJP = {"jax": _vjp_jax, "torch": _vjp_torch, "tensorflow": _vjp_tensorflow}
