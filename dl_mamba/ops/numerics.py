@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.ops.gradients import with_gradient
+from dl_mamba.ops.gradients import recomputed, with_gradient
 from dl_mamba.ops.sequence import on_accelerator
 
 Tensor = Any
@@ -126,6 +126,11 @@ def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> T
     if D is not None:
         y = y + spread(D, x) * x
     return y if z is None else y * ops.silu(z)
+
+
+def lean_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
+    """The same, of which the gradient keeps no product."""
+    return skip_and_gate(y, x, D, z) if z is None else recomputed(skip_and_gate)(y, x, D, z)
 
 
 def flags_of(starts: Tensor | None, mask: Tensor | None) -> Tensor | None:

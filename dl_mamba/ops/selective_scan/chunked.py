@@ -17,9 +17,9 @@ import math
 import keras
 from keras import ops
 
-from dl_mamba.ops.gradients import after, recomputed, with_gradient
+from dl_mamba.ops.gradients import after, with_gradient
 from dl_mamba.ops.loops import loop
-from dl_mamba.ops.numerics import plus, plus_product, skip_and_gate, softplus, upcast
+from dl_mamba.ops.numerics import lean_skip_and_gate, plus, plus_product, softplus, upcast
 from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import first, on_accelerator, size_of
@@ -49,7 +49,7 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
         starts,
         ops.swapaxes(ops.reshape(h, (batch, *channels, d_state)), 2, 3),
     )
-    y = recomputed(skip_and_gate)(ops.reshape(y, (batch, length, d_inner)), x, D, z)
+    y = lean_skip_and_gate(ops.reshape(y, (batch, length, d_inner)), x, D, z)
     return y, ops.reshape(ops.swapaxes(h, 2, 3), (batch, d_inner, d_state))
 
 
@@ -63,7 +63,7 @@ def _refuse_tracing_of_torch(x):
 
 
 _softplus = with_gradient(  # the gradient is a function of the output, which the recurrence keeps
-    lambda x: (((y := softplus(x)),), (y,)), lambda kept, dy: (dy[0] * -ops.expm1(-kept[0]),)
+    lambda x: (((y := softplus(x)),), (y,)), lambda kept, dy: (dy[0] * -ops.expm1(-after(dy[0], kept[0])),)
 )
 
 

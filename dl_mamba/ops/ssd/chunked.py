@@ -15,9 +15,9 @@ from functools import partial
 import keras
 from keras import ops
 
-from dl_mamba.ops.gradients import recomputed, with_gradient
+from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import scan
-from dl_mamba.ops.numerics import scaled_rows, skip_and_gate, spread, step_sizes, sum_of_rows, upcast
+from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, spread, step_sizes, sum_of_rows, upcast
 from dl_mamba.ops.sequence import first, on_accelerator, size_of
 from dl_mamba.ops.ssd import token
 
@@ -44,35 +44,36 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = dt
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
-    y, state = _ssd(scaled_rows(x, scale), log_decay, B, C, state, chunk_size)
+    y, state = _ssd((x, scale, log_decay, B, C), state, chunk_size)
     D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
-    return recomputed(skip_and_gate)(y, x, D, z), state
+    return lean_skip_and_gate(y, x, D, z), state
 
 
-def _ssd(u, log_decay, B, C, state, chunk_size):
-    batch, _, nheads, headdim = ops.shape(u)
-    length = size_of(u, 1)
-    size, group = _sizes(u, chunk_size)
+def _ssd(tokens, state, chunk_size):
+    x = tokens[0]
+    batch, _, nheads, headdim = ops.shape(x)
+    length = size_of(x, 1)
+    size, group = _sizes(x, chunk_size)
     chunks = (length + size - 1) // size
     step = partial(_group, size=size)
     if group is None or (isinstance(chunks, int) and chunks <= group):
-        (state,), (y,) = step((state,), tuple(_padded(v, chunks * size - length) for v in (u, log_decay, B, C)))
+        (state,), (y,) = step((state,), tuple(_padded(v, chunks * size - length) for v in tokens))
     else:
         groups = (chunks + group - 1) // group
-        xs = tuple(_in_groups(v, groups, group * size, length) for v in (u, log_decay, B, C))
+        xs = tuple(_in_groups(v, groups, group * size, length) for v in tokens)
         (state,), (y,) = scan(step, (state,), xs)
         y = ops.reshape(ops.moveaxis(y, 0, 1), (batch, groups * group * size, nheads, headdim))
     return first(y, length), state
 
 
-def _sizes(u, chunk_size):
+def _sizes(x, chunk_size):
     """Tokens of a chunk, and chunks of a group; None for all of them."""
-    batch, length, nheads, _ = u.shape
+    batch, length, nheads, _ = x.shape
     if isinstance(length, int):
-        largest = chunk_size if on_accelerator(u) else min(chunk_size, CPU_CHUNK)
+        largest = chunk_size if on_accelerator(x) else min(chunk_size, CPU_CHUNK)
         size = -(-length // -(-length // largest))  # equal chunks need the least padding
         decays = nheads * size**2 * (batch if isinstance(batch, int) else 1)
-        return size, ACCELERATOR_CHUNKS if on_accelerator(u) else max(1, CPU_DECAYS // decays)
+        return size, ACCELERATOR_CHUNKS if on_accelerator(x) else max(1, CPU_DECAYS // decays)
     size = min(chunk_size, CPU_CHUNK)
     return size, None if keras.backend.backend() == "torch" else 1  # a tracer of torch cannot see a loop
 
@@ -91,11 +92,11 @@ def _in_groups(tensor, groups, tokens, length):
 
 def _group(carry, tokens, *, size):
     """The state behind a group of chunks and the outputs of its tokens."""
-    (state,), (u, log_decay, B, C) = carry, tokens
-    batch, length, nheads, headdim = ops.shape(u)
+    (state,), (x, scale, log_decay, B, C) = carry, tokens
+    batch, length, nheads, headdim = ops.shape(x)
     ngroups, d_state = B.shape[2:]
     chunks, heads = length // size, (ngroups, nheads // ngroups)
-    u = ops.reshape(u, (batch, chunks, size, *heads, headdim))
+    u = ops.reshape(scaled_rows(x, scale), (batch, chunks, size, *heads, headdim))
     B, C = (ops.reshape(M, (batch, chunks, size, ngroups, d_state)) for M in (B, C))
     log_decay = ops.moveaxis(ops.reshape(log_decay, (batch, chunks, size, nheads)), 2, 3)  # (b, c, h, q)
     between, since_start, until_end = _decays(log_decay)
