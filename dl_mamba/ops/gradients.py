@@ -75,7 +75,7 @@ def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Cal
 
             return outputs, gradient
 
-        return run(*_select(args, present))
+        return run(*map(tf.convert_to_tensor, _select(args, present)))  # it takes no variables
 
     return function
 
