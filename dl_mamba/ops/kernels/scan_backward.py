@@ -8,7 +8,8 @@ registers to the end. Work: two exp2 and fifteen multiplications or additions fo
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, states_of, step_size, step_slope
+from dl_mamba.ops.kernels.scan_lanes import for_four_states, over_four_states, plus_product, sum_over_states, sums_over_channels, sums_over_states, unordered
+from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, quick_sigmoid, states_of, step_size, step_slope, store, widened
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -57,6 +58,8 @@ def scan_backward(
     HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):
     """All gradients; those of B and C in a part for each program, those of A, D and the bias for each row."""
     blocks: tl.constexpr = (CHANNELS + R * E - 1) // (R * E)
@@ -70,8 +73,17 @@ def scan_backward(
     rates = tl.load(A + at, mask=exists, other=0.0) * LOG2E
     dstate = tl.load(dend + row * CHANNELS * N + at, mask=exists, other=0.0)
     drates = tl.zeros((E, BN, R), tl.float32)
-    doffset = tl.zeros((E, R), tl.float32)
-    dskip = tl.zeros((E, R), tl.float32)
+    if QUICK:
+        m = tl.arange(0, 4)[:, None]
+        lane = tl.arange(0, E)[None, :]
+        own = block * (R * E) + unordered(lane * R + m // 2)
+        own_to = tl.where(m % 2 == 1, ddt + own, dx + own)
+        own_gate = dz + own
+        own_row = tl.where(lane < 4, dB, dC) + unordered(m * 4 + lane % 4)
+        doffset = tl.zeros((4, E), tl.float32)
+    else:
+        doffset = tl.zeros((E, R), tl.float32)
+    dskip = tl.zeros((E, 4, R) if QUICK else (E, R), tl.float32)
     offset = tl.zeros((E, R), tl.float32)
     if HAS_BIAS:
         offset = tl.load(bias + channels, mask=valid, other=0.0)
@@ -111,6 +123,7 @@ def scan_backward(
         K,
         HAS_Z,
         True,
+        WHOLE,
     )
     for i in range(parts):
         part = parts - 1 - i
@@ -125,7 +138,7 @@ def scan_backward(
             C,
             channels,
             valid,
-            part - 1,
+            tl.maximum(part - 1, 0),
             length,
             X_TOKEN,
             DT_TOKEN,
@@ -138,66 +151,85 @@ def scan_backward(
             K,
             HAS_Z,
             True,
+            WHOLE,
         )
         values, raws, gates, douts, writes, reads = loaded
-        befores, sizes = (), ()
+        keeps, states, sizes = (), (), ()
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
-            size = step_size(raws[k].to(tl.float32) + offset, EXACT, SOFTPLUS)
-            size = tl.where(token < length, size, 0.0)
+            size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
+            if not WHOLE:
+                size = tl.where(token < length, size, 0.0)
             decay = tl.exp2(size[:, None, :] * rates)
             if HAS_FLAGS:
                 flag = tl.load(flags + first + token, mask=token < length, other=2.0)
                 size = tl.where(flag < 2.0, size, 0.0)
                 decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            befores = befores + (state,)
-            sizes = sizes + (size,)
-            added = size * values[k].to(tl.float32)
-            state = decay * state + added[:, None, :] * writes[k].to(tl.float32)[None, :, None]
+            kept = decay * state
+            added = size * widened(values[k])
+            state = kept + added[:, None, :] * widened(writes[k])[None, :, None]
+            keeps, states, sizes = keeps + (kept,), states + (state,), sizes + (size,)
         for k in tl.static_range(K - 1, -1, -1):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length
             inside = valid & real
             to = (first + token) * CHANNELS + channels
-            value = values[k].to(tl.float32)
-            dout = douts[k].to(tl.float32)
-            write = writes[k].to(tl.float32)[None, :, None]
-            read = reads[k].to(tl.float32)[None, :, None]
+            value = widened(values[k])
+            dout = widened(douts[k])
+            write = widened(writes[k])[None, :, None]
+            read = widened(reads[k])[None, :, None]
             size = sizes[k]
             decay = tl.exp2(size[:, None, :] * rates)
             if HAS_FLAGS:
                 flag = tl.load(flags + first + token, mask=real, other=2.0)
                 decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            kept = decay * befores[k]
-            after = kept + (size * value)[:, None, :] * write
+            kept, after = keeps[k], states[k]
             if HAS_Z:
-                gate = gates[k].to(tl.float32)
-                opens = sigmoid(gate)
-                out = tl.sum(after * read, axis=1) + skip * value
-                dgate = dout * out * opens * (1.0 + gate * (1.0 - opens))
-                tl.store(dz + to, dgate.to(dz.dtype.element_ty), mask=inside)
+                gate = widened(gates[k])
+                opens = quick_sigmoid(gate) if QUICK else sigmoid(gate)
+                slope_of_gate = dout * opens * (1.0 + gate * (1.0 - opens))
+                if QUICK:
+                    out = over_four_states(after * read) + for_four_states(value * (skip * 0.25))
+                    out *= for_four_states(slope_of_gate)
+                    store(own_gate + (first + token) * CHANNELS, sum_over_states(out), (own < CHANNELS) & real, WHOLE)
+                else:
+                    out = tl.sum(after * read, axis=1) + skip * value
+                    store(dz + to, out * slope_of_gate, inside, WHOLE)
                 dout *= gate * opens
-            of_read = tl.sum(tl.sum(dout[:, None, :] * after, axis=2), axis=0)
+            added = size * value
             dstate += dout[:, None, :] * read
-            of_write = tl.sum(tl.sum((size * value)[:, None, :] * dstate, axis=2), axis=0)
-            dadded = tl.sum(dstate * write, axis=1)
             dlog = dstate * kept
             drates += dlog * size[:, None, :]
-            dsize = tl.sum(dlog * rates, axis=1) * LN2 + dadded * value
+            of_write = tl.sum(added[:, None, :] * dstate, axis=2)
+            of_read = tl.sum(dout[:, None, :] * after, axis=2)
+            slope = step_slope(widened(raws[k]) + offset, size, EXACT) if SOFTPLUS else tl.full((E, R), 1.0, tl.float32)
             if HAS_FLAGS:
-                dsize = tl.where(flag < 2.0, dsize, 0.0)
-            if SOFTPLUS:
-                dsize *= step_slope(raws[k].to(tl.float32) + offset, size, EXACT)
+                slope = tl.where(flag < 2.0, slope, 0.0)
+            there = (partial + token) * N
+            if QUICK:
+                of_added = over_four_states(dstate * write)
+                of_size = over_four_states(dlog * rates) * LN2 + of_added * for_four_states(value)
+                of_value = of_added * for_four_states(size) + for_four_states(dout * (skip * 0.25))
+                gradient = sums_over_states(of_value, of_size * for_four_states(slope))
+                store(own_to + (first + token) * CHANNELS, gradient, (own < CHANNELS) & real, WHOLE)
+                doffset += gradient if WHOLE else tl.where(real, gradient, 0.0)
+                store(own_row + there, sums_over_channels(of_write, of_read), real, WHOLE)
+            else:
+                dadded = tl.sum(dstate * write, axis=1)
+                dsize = (tl.sum(dlog * rates, axis=1) * LN2 + dadded * value) * slope
+                store(dx + to, dadded * size + dout * skip, inside, WHOLE)
+                store(ddt + to, dsize, inside, WHOLE)
+                doffset += dsize if WHOLE else tl.where(real, dsize, 0.0)
+                store(dB + there + n, tl.sum(of_write, axis=0), (n < N) & real, WHOLE)
+                store(dC + there + n, tl.sum(of_read, axis=0), (n < N) & real, WHOLE)
             dstate *= decay
-            tl.store(dx + to, (dadded * size + dout * skip).to(dx.dtype.element_ty), mask=inside)
-            tl.store(ddt + to, dsize.to(ddt.dtype.element_ty), mask=inside)
-            there = (partial + token) * N + n
-            tl.store(dB + there, of_write.to(dB.dtype.element_ty), mask=(n < N) & real)
-            tl.store(dC + there, of_read.to(dC.dtype.element_ty), mask=(n < N) & real)
-            doffset += tl.where(real, dsize, 0.0)
-            dskip += dout * value
+            dskip = plus_product(dskip, dout, value, of_added) if QUICK else dskip + dout * value
         loaded = coming
     tl.store(dstart + row * CHANNELS * N + at, dstate, mask=exists)
     tl.store(dA + row * CHANNELS * N + at, drates, mask=exists)
-    tl.store(dD + row * CHANNELS + channels, dskip, mask=valid)
-    tl.store(dbias + row * CHANNELS + channels, doffset, mask=valid)
+    if QUICK:
+        tl.store(dbias + row * CHANNELS + own, doffset, mask=(m % 2 == 1) & (own < CHANNELS))
+        tl.store(dD + row * CHANNELS + own, sum_over_states(dskip) * 0.25, mask=own < CHANNELS)
+    else:
+        tl.store(dD + row * CHANNELS + channels, dskip, mask=valid)
+        tl.store(dbias + row * CHANNELS + channels, doffset, mask=valid)

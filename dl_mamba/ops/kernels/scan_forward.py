@@ -9,7 +9,8 @@ tokens is written for the backward pass.
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, states_of, step_size
+from dl_mamba.ops.kernels.scan_lanes import for_four_states, over_four_states, sum_over_states, unordered
+from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, quick_sigmoid, saved_states, states_of, step_size, store, widened
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -51,6 +52,8 @@ def scan_forward(
     HAS_START: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
     STORE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):
     """y (b, l, d), the last state (b, d, n) float32, and the states before every K tokens."""
     blocks: tl.constexpr = (CHANNELS + R * E - 1) // (R * E)
@@ -67,6 +70,7 @@ def scan_forward(
     offset = tl.zeros((E, R), tl.float32)
     if HAS_BIAS:
         offset = tl.load(bias + channels, mask=valid, other=0.0)
+    skip = tl.zeros((E, R), tl.float32)
     if HAS_D:
         skip = tl.load(D + channels, mask=valid, other=0.0)
     first = row * length
@@ -74,6 +78,10 @@ def scan_forward(
     dt += first * DT_TOKEN
     z += first * Z_TOKEN
     y += first * CHANNELS
+    if QUICK:
+        m = tl.arange(0, 4)[:, None]
+        own = block * (R * E) + unordered(tl.arange(0, E)[None, :] * R + m // 2)
+        own_to = y + own
     B += first * B_TOKEN + group * N
     C += first * C_TOKEN + group * N
     tile = saved_states(R, BN, E)
@@ -100,6 +108,7 @@ def scan_forward(
         K,
         HAS_Z,
         False,
+        WHOLE,
     )
     for part in range(parts):
         if STORE:
@@ -114,7 +123,7 @@ def scan_forward(
             C,
             channels,
             valid,
-            part + 1,
+            tl.minimum(part + 1, parts - 1),
             length,
             X_TOKEN,
             DT_TOKEN,
@@ -127,26 +136,34 @@ def scan_forward(
             K,
             HAS_Z,
             False,
+            WHOLE,
         )
         values, raws, gates, _, writes, reads = loaded
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length
-            value = values[k].to(tl.float32)
-            size = step_size(raws[k].to(tl.float32) + offset, EXACT, SOFTPLUS)
-            size = tl.where(real, size, 0.0)
+            value = widened(values[k])
+            size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
+            if not WHOLE:
+                size = tl.where(real, size, 0.0)
             decay = tl.exp2(size[:, None, :] * rates)
             if HAS_FLAGS:
                 flag = tl.load(flags + first + token, mask=real, other=2.0)
                 size = tl.where(flag < 2.0, size, 0.0)
                 decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            state = decay * state + (size * value)[:, None, :] * writes[k].to(tl.float32)[None, :, None]
-            out = tl.sum(state * reads[k].to(tl.float32)[None, :, None], axis=1)
-            if HAS_D:
-                out += skip * value
+            state = decay * state + (size * value)[:, None, :] * widened(writes[k])[None, :, None]
+            out = state * widened(reads[k])[None, :, None]
+            opens = 1.0
             if HAS_Z:
-                gate = gates[k].to(tl.float32)
-                out *= gate * sigmoid(gate)
-            tl.store(y + token * CHANNELS + channels, out.to(y.dtype.element_ty), mask=valid & real)
+                gate = widened(gates[k])
+                opens = gate * (quick_sigmoid(gate) if QUICK else sigmoid(gate))
+            if QUICK:
+                out = over_four_states(out) + for_four_states(value * (skip * 0.25))
+                if HAS_Z:
+                    out *= for_four_states(opens)
+                store(own_to + token * CHANNELS, sum_over_states(out), (own < CHANNELS) & real, WHOLE)
+            else:
+                out = (tl.sum(out, axis=1) + skip * value) * opens
+                store(y + token * CHANNELS + channels, out, valid & real, WHOLE)
         loaded = coming
     tl.store(end + row * CHANNELS * N + at, state, mask=exists)

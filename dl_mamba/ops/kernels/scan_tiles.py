@@ -9,7 +9,7 @@ from dl_mamba.ops.kernels.tiles import sigmoid, softplus
 @triton.jit
 def channels_of(block, R: tl.constexpr, E: tl.constexpr):
     """The channels of a program, (E, R)."""
-    return block * (R * E) + tl.arange(0, R)[None, :] * E + tl.arange(0, E)[:, None]
+    return block * (R * E) + tl.arange(0, E)[:, None] * R + tl.arange(0, R)[None, :]
 
 
 @triton.jit
@@ -43,6 +43,25 @@ def quick_softplus(x):
 
 
 @triton.jit
+def widened(x):
+    """float32, two bfloat16 numbers of a register at a time."""
+    if x.dtype == tl.bfloat16:
+        wide = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
+        )
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def quick_sigmoid(x):
+    """1 / (1 + exp(-x)) to about 22 bits, without a division."""
+    w = 1.0 + tl.exp2(-1.4426950408889634 * x)
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [w], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def step_size(raw, EXACT: tl.constexpr, SOFTPLUS: tl.constexpr):
     """softplus; to the last digits if EXACT."""
     size = raw
@@ -58,10 +77,23 @@ def step_slope(raw, size, EXACT: tl.constexpr):
 
 
 @triton.jit
-def load_row(pointer, token, real, TOKEN: tl.constexpr, N: tl.constexpr, BN: tl.constexpr):
-    """A token's row of B or C, (BN,); zeros behind the last token."""
-    n = tl.arange(0, BN)
-    return tl.load(pointer + token * TOKEN + n, mask=(n < N) & real, other=0.0)
+def load(address, inside, WHOLE: tl.constexpr):
+    """What lies there; zeros outside."""
+    if WHOLE:
+        loaded = tl.load(address)
+    else:
+        loaded = tl.load(address, mask=inside, other=0.0)
+    return loaded
+
+
+@triton.jit
+def store(address, value, inside, WHOLE: tl.constexpr):
+    """Write what is inside, in the dtype of the array."""
+    value = value.to(address.dtype.element_ty)
+    if WHOLE:
+        tl.store(address, value)
+    else:
+        tl.store(address, value, mask=inside)
 
 
 @triton.jit
@@ -87,18 +119,20 @@ def load_tokens(
     K: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_DY: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """K tokens of x, dt, z, dy, B and C; dt again in place of z or dy, if there is none."""
     values, raws, gates, douts, writes, reads = (), (), (), (), (), ()
+    n = tl.arange(0, BN)
     for k in tl.static_range(K):
         token = tl.cast(part, tl.int64) * K + k
-        real = (token < length) & (part >= 0)
-        values = values + (tl.load(x + token * X_TOKEN + channels, mask=valid & real, other=0.0),)
-        raws = raws + (tl.load(dt + token * DT_TOKEN + channels, mask=valid & real, other=0.0),)
-        gates = gates + (tl.load(z + token * Z_TOKEN + channels, mask=valid & real, other=0.0) if HAS_Z else raws[k],)
-        douts = douts + (
-            tl.load(dy + token * CHANNELS + channels, mask=valid & real, other=0.0) if HAS_DY else raws[k],
-        )
-        writes = writes + (load_row(B, token, real, B_TOKEN, N, BN),)
-        reads = reads + (load_row(C, token, real, C_TOKEN, N, BN),)
+        real = token < length
+        inside = valid & real
+        of_row = (n < N) & real
+        values = values + (load(x + token * X_TOKEN + channels, inside, WHOLE),)
+        raws = raws + (load(dt + token * DT_TOKEN + channels, inside, WHOLE),)
+        gates = gates + (load(z + token * Z_TOKEN + channels, inside, WHOLE) if HAS_Z else raws[k],)
+        douts = douts + (load(dy + token * CHANNELS + channels, inside, WHOLE) if HAS_DY else raws[k],)
+        writes = writes + (load(B + token * B_TOKEN + n, of_row, WHOLE),)
+        reads = reads + (load(C + token * C_TOKEN + n, of_row, WHOLE),)
     return values, raws, gates, douts, writes, reads

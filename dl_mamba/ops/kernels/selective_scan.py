@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,21 +34,27 @@ class Call:
         x, _, A, B, *_ = self.tensors
         return *x.shape, A.shape[1], B.shape[2]
 
-    def prepared(self) -> tuple[list[Tensor], dict[str, Any]]:
-        """The tensors, with a stand-in for those that are not given, and constants."""
+    def prepared(self, thread: Mapping[str, int]) -> tuple[list[Tensor], dict[str, Any]]:
+        """The tensors, with a stand-in for those that are not given, and constants; `thread` is what a thread owns."""
         x, dt, A, B, C, D, z, bias, start, flags = self.tensors
         strided = {"X": x, "DT": dt, "B": B, "C": C, "Z": x if z is None else z}
         strided = {name: token_stride(tensor) for name, tensor in strided.items()}
-        _, _, channels, d_state, ngroups = self.sizes
+        _, length, channels, d_state, ngroups = self.sizes
+        states = max(4, 1 << (d_state - 1).bit_length())
+        own = thread["E"] * thread["R"]
         constants = {f"{name}_TOKEN": stride for name, (_, stride) in strided.items()}
+        short = all(standardize_dtype(tensor.dtype) == "bfloat16" for tensor, _ in strided.values())
         (x, dt, B, C, z), A = (tensor for tensor, _ in strided.values()), packed(A)
         given = [A if v is None else packed(v) for v in (D, bias, start, flags)]
         constants |= {
+            **thread,
             "CHANNELS": channels,
             "N": d_state,
             "G": ngroups,
-            "BN": max(4, 1 << (d_state - 1).bit_length()),
+            "BN": states,
+            "WHOLE": length % thread["K"] == 0 and channels % own == 0 and d_state == states,
             "EXACT": standardize_dtype(x.dtype) != "bfloat16",
+            "QUICK": short and d_state == 16,
             "SOFTPLUS": self.softplus,
             "HAS_D": D is not None,
             "HAS_Z": self.tensors[6] is not None,
@@ -71,10 +78,10 @@ def forward(softplus: bool, *tensors: Tensor):
 
 
 def _forward(call, store):
-    inputs, constants = call.prepared()
     batch, length, channels, d_state, _ = call.sizes
-    x, start = inputs[0], call.tensors[8]
     thread = GRADIENTS if store else {**OUTPUTS, "K": min(OUTPUTS["K"], 1 << (length - 1).bit_length())}
+    inputs, constants = call.prepared(thread)
+    x, start = inputs[0], call.tensors[8]
     blocks = -(-channels // (thread["R"] * thread["E"]))
     kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
     return launch(
@@ -89,7 +96,6 @@ def _forward(call, store):
         over={} if start is None or store else {8: 1},
         HAS_START=start is not None,
         STORE=store,
-        **thread,
         **constants,
     )
 
@@ -98,7 +104,7 @@ def backward(softplus: bool, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
     *tensors, saved = residuals
     call = Call(tuple(tensors), softplus)
-    (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared()
+    (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared(GRADIENTS)
     batch, length, channels, d_state, ngroups = call.sizes
     dtype = standardize_dtype(x.dtype)
     blocks = -(-channels // (GRADIENTS["R"] * GRADIENTS["E"]))
@@ -120,7 +126,6 @@ def backward(softplus: bool, copies: int | None, residuals, gradients):
             per_row,
             ((batch, channels, d_state), "float32"),
         ],
-        **GRADIENTS,
         **constants,
     )
     dB, dC = (_over_blocks(part, ngroups, standardize_dtype(M.dtype)) for part, M in ((dB, B), (dC, C)))
