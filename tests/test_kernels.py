@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,14 @@ from harness import BACKEND, assert_close, assert_laws_hold, numpy, values_and_g
 from keras import ops
 from test_recurrence_laws import draw, float32, oracle_and_its_gradients, run
 
-from dl_mamba.ops import causal_conv1d, gated_rms_norm, implementation_scope, last_implementation, ssd
+from dl_mamba.ops import (
+    causal_conv1d,
+    gated_rms_norm,
+    implementation_scope,
+    last_implementation,
+    selective_scan,
+    ssd,
+)
 from dl_mamba.ops.kernels.availability import unavailable
 from dl_mamba.ops.kernels.binding import bind, over_rows
 
@@ -254,6 +262,67 @@ def test_a_full_gpu_of_convolutions_and_norms_in_bfloat16_loses_only_the_roundin
         wide = {name: v if name != "z" else ops.cast(v, "float32") for name, v in given.items()}
         wanted = numpy(op(ops.cast(x, "float32"), taps, **wide, implementation="chunked"))
         assert np.linalg.norm(came - wanted) <= 2.0**-9 * np.linalg.norm(wanted)  # half of the last of 8 bits
+
+
+@gpu
+@pytest.mark.parametrize("z", [False, True])
+@pytest.mark.parametrize(("length", "channels"), [(64, 64), (61, 40)])
+def test_scans_of_16_states_in_bfloat16_and_their_gradients_lose_only_roundings(length, channels, z):
+    rng = np.random.default_rng(0)
+    sizes = {"x": channels, "dt": channels, "B": (1, 16), "C": (1, 16)} | ({"z": channels} if z else {})
+    draws = {n: rng.normal(size=(2, length, *np.atleast_1d(size))).astype("float32") for n, size in sizes.items()}
+    arrays = {n: numpy(ops.cast(ops.cast(v, "bfloat16"), "float32")) for n, v in draws.items()}
+    arrays |= {n: rng.normal(size=channels).astype("float32") for n in ("D", "dt_bias")}
+    arrays |= {"A": -np.exp(rng.normal(size=(channels, 16)).astype("float32"))}
+    arrays |= {"initial_state": rng.normal(size=(2, channels, 16)).astype("float32")}
+    mask = rng.random((2, length)) < 0.8
+    options = {
+        "mask": mask,
+        "segment_ids": np.cumsum(rng.random((2, length)) < 0.1, axis=1),
+        "return_final_state": True,
+    }
+
+    def short(**given):
+        given = {n: ops.cast(v, "bfloat16") if n in sizes else v for n, v in given.items()}
+        return selective_scan(**given, **options, implementation="triton")
+
+    came = values_and_gradients(short, arrays)
+    wanted = values_and_gradients(lambda **given: selective_scan(**given, **options, implementation="chunked"), arrays)
+    pairs = [*zip(came[0], wanted[0], strict=True), *((came[1][n], wanted[1][n]) for n in arrays)]
+    for given, right in pairs:
+        if given.shape[:2] == mask.shape:
+            given, right = given[mask], right[mask]
+        assert np.linalg.norm(given - right) <= 5e-3 * np.linalg.norm(right)  # two roundings to 8 bits
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="one backend is enough: Triton compiles for a GPU that is not there")
+@pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ["scan_forward", "scan_backward"])
+def test_quick_scans_sum_over_the_lanes_that_triton_gives_them(name, whole):
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    kernel = getattr(importlib.import_module(f"dl_mamba.ops.kernels.{name}"), name)
+    names, constexpr = kernel.arg_names, [parameter.is_constexpr for parameter in kernel.params]
+    constants = dict.fromkeys(("CHANNELS", "X_TOKEN", "DT_TOKEN", "Z_TOKEN"), 64) | dict.fromkeys(("N", "BN"), 16)
+    constants |= dict.fromkeys(("B_TOKEN", "C_TOKEN"), 16) | {"G": 1, "R": 2, "E": 8, "K": 4, "EVERY": 4}
+    constants |= {"EXACT": False, "WHOLE": whole}
+    wide = ("A", "D", "bias", "flags", "start", "end", "dend", "dA", "dD", "dbias", "dstart")
+    types = dict.fromkeys(names, "*bf16") | dict.fromkeys(wide, "*fp32") | {"length": "i32"}
+    source = triton.compiler.ASTSource(
+        kernel,
+        {n: "constexpr" if fixed else types[n] for n, fixed in zip(names, constexpr, strict=True)},
+        {(i,): constants.get(n, True) for i, n in enumerate(names) if constexpr[i]},
+        {(names.index("A"),): [["tt.divisibility", 16]]},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "num_stages": 1})
+    text = compiled.asm["ttgir"]
+    layouts = dict(re.findall(r"(#linear\d*) = #ttg.linear<\{register = \[\], lane = (\[.*\]), warp", text))
+    sums = re.findall(r"shfl.*-> tensor<8x4xf32, (#\w+)>", text)
+    lanes = "[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]"  # of e, m: lane 4 e + m
+    assert len(sums) >= constants["K"]
+    assert [layouts.get(layout) for layout in sums] == [lanes] * len(sums)
 
 
 @gpu

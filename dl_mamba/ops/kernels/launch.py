@@ -78,6 +78,14 @@ def packed(tensor: Tensor) -> Tensor:
     return tensor.contiguous() if keras.backend.backend() == "torch" else tensor
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """`packed`, from an address that is a multiple of 16, which Triton chooses the layout of a tile by."""
+    tensor = packed(tensor)
+    if keras.backend.backend() == "torch" and tensor.data_ptr() % 16:
+        return tensor.clone()
+    return tensor
+
+
 def _contiguous():
     import torch
 

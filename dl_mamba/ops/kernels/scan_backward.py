@@ -1,15 +1,35 @@
 """Selective scan backward: from the last K tokens to the first, states computed again from the one saved before them.
 
-For a token and channel it reads x, dt, dy (and z) twice and writes dx, ddt (and dz). The gradients of B and C are
+For a token and channel it reads x, dt, dy (and z) and writes dx, ddt (and dz). The gradients of B and C are
 summed over the R E channels of a program and written once for each program; those of A, D and the bias stay in
-registers to the end. Work: two exp2 and fifteen multiplications or additions for each state.
+registers to the end. Work: one exp2 and thirteen multiplications or additions for each state.
+
+QUICK, for bfloat16 and 16 states: each sum over channels or states ends in the lane that writes it (`scan_lanes`).
 """
 
 import triton
 import triton.language as tl
 
-from dl_mamba.ops.kernels.scan_lanes import for_four_states, over_four_states, plus_product, sum_over_states, sums_over_channels, sums_over_states, unordered
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, saved_states, quick_sigmoid, states_of, step_size, step_slope, store, widened
+from dl_mamba.ops.kernels.scan_lanes import (
+    for_four_states,
+    over_four_states,
+    plus_product,
+    sum_over_states,
+    sums_over_channels,
+    sums_over_states,
+    unordered,
+)
+from dl_mamba.ops.kernels.scan_tiles import (
+    channels_of,
+    load_tokens,
+    quick_sigmoid,
+    saved_states,
+    states_of,
+    step_size,
+    step_slope,
+    store,
+    widened,
+)
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -109,7 +129,7 @@ def scan_backward(
         B,
         C,
         channels,
-        valid,
+        channels,
         parts - 1,
         length,
         X_TOKEN,
@@ -125,10 +145,13 @@ def scan_backward(
         True,
         WHOLE,
     )
+    saved += (row * parts * blocks + block) * (R * BN * E) + tile
+    before = tl.load(saved + (parts - 1).to(tl.int64) * (blocks * R * BN * E))
     for i in range(parts):
         part = parts - 1 - i
-        place = ((row * parts + part) * blocks + block) * (R * BN * E)
-        state = tl.load(saved + place + tile).to(tl.float32)
+        ahead = tl.maximum(part - 1, 0)
+        state = before.to(tl.float32)
+        before = tl.load(saved + ahead.to(tl.int64) * (blocks * R * BN * E))
         coming = load_tokens(
             x,
             dt,
@@ -137,8 +160,8 @@ def scan_backward(
             B,
             C,
             channels,
-            valid,
-            tl.maximum(part - 1, 0),
+            channels,
+            ahead,
             length,
             X_TOKEN,
             DT_TOKEN,
@@ -154,7 +177,7 @@ def scan_backward(
             WHOLE,
         )
         values, raws, gates, douts, writes, reads = loaded
-        keeps, states, sizes = (), (), ()
+        decays, keeps, states, sizes = (), (), (), ()
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
             size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
@@ -168,7 +191,8 @@ def scan_backward(
             kept = decay * state
             added = size * widened(values[k])
             state = kept + added[:, None, :] * widened(writes[k])[None, :, None]
-            keeps, states, sizes = keeps + (kept,), states + (state,), sizes + (size,)
+            decays, keeps = decays + (decay,), keeps + (kept,)
+            states, sizes = states + (state,), sizes + (size,)
         for k in tl.static_range(K - 1, -1, -1):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length
@@ -178,12 +202,7 @@ def scan_backward(
             dout = widened(douts[k])
             write = widened(writes[k])[None, :, None]
             read = widened(reads[k])[None, :, None]
-            size = sizes[k]
-            decay = tl.exp2(size[:, None, :] * rates)
-            if HAS_FLAGS:
-                flag = tl.load(flags + first + token, mask=real, other=2.0)
-                decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            kept, after = keeps[k], states[k]
+            size, kept, after = sizes[k], keeps[k], states[k]
             if HAS_Z:
                 gate = widened(gates[k])
                 opens = quick_sigmoid(gate) if QUICK else sigmoid(gate)
@@ -204,6 +223,7 @@ def scan_backward(
             of_read = tl.sum(dout[:, None, :] * after, axis=2)
             slope = step_slope(widened(raws[k]) + offset, size, EXACT) if SOFTPLUS else tl.full((E, R), 1.0, tl.float32)
             if HAS_FLAGS:
+                flag = tl.load(flags + first + token, mask=real, other=2.0)
                 slope = tl.where(flag < 2.0, slope, 0.0)
             there = (partial + token) * N
             if QUICK:
@@ -222,7 +242,7 @@ def scan_backward(
                 doffset += dsize if WHOLE else tl.where(real, dsize, 0.0)
                 store(dB + there + n, tl.sum(of_write, axis=0), (n < N) & real, WHOLE)
                 store(dC + there + n, tl.sum(of_read, axis=0), (n < N) & real, WHOLE)
-            dstate *= decay
+            dstate *= decays[k]
             dskip = plus_product(dskip, dout, value, of_added) if QUICK else dskip + dout * value
         loaded = coming
     tl.store(dstart + row * CHANNELS * N + at, dstate, mask=exists)

@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 
 from dl_mamba.ops.kernels.scan_lanes import for_four_states, over_four_states, sum_over_states, unordered
-from dl_mamba.ops.kernels.scan_tiles import channels_of, load_tokens, quick_sigmoid, saved_states, states_of, step_size, store, widened
+from dl_mamba.ops.kernels.scan_tiles import (
+    channels_of,
+    load_tokens,
+    quick_sigmoid,
+    saved_states,
+    states_of,
+    step_size,
+    store,
+    widened,
+)
 from dl_mamba.ops.kernels.tiles import sigmoid
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -44,6 +53,7 @@ def scan_forward(
     R: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
+    EVERY: tl.constexpr,
     EXACT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr,
@@ -78,10 +88,9 @@ def scan_forward(
     dt += first * DT_TOKEN
     z += first * Z_TOKEN
     y += first * CHANNELS
+    gated = channels
     if QUICK:
-        m = tl.arange(0, 4)[:, None]
-        own = block * (R * E) + unordered(tl.arange(0, E)[None, :] * R + m // 2)
-        own_to = y + own
+        gated = block * (R * E) + unordered(tl.arange(0, E)[None, :] * R + tl.arange(0, 4)[:, None] // 2)
     B += first * B_TOKEN + group * N
     C += first * C_TOKEN + group * N
     tile = saved_states(R, BN, E)
@@ -94,7 +103,7 @@ def scan_forward(
         B,
         C,
         channels,
-        valid,
+        gated,
         0,
         length,
         X_TOKEN,
@@ -111,9 +120,6 @@ def scan_forward(
         WHOLE,
     )
     for part in range(parts):
-        if STORE:
-            place = ((row * parts + part) * blocks + block) * (R * BN * E)
-            tl.store(saved + place + tile, state.to(saved.dtype.element_ty))
         coming = load_tokens(
             x,
             dt,
@@ -122,7 +128,7 @@ def scan_forward(
             B,
             C,
             channels,
-            valid,
+            gated,
             tl.minimum(part + 1, parts - 1),
             length,
             X_TOKEN,
@@ -142,6 +148,9 @@ def scan_forward(
         for k in tl.static_range(K):
             token = tl.cast(part, tl.int64) * K + k
             real = token < length
+            if STORE and k % EVERY == 0:
+                place = ((row * tl.cdiv(length, EVERY) + token // EVERY) * blocks + block) * (R * BN * E)
+                store(saved + place + tile, state, real, WHOLE)
             value = widened(values[k])
             size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
             if not WHOLE:
@@ -153,17 +162,13 @@ def scan_forward(
                 decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
             state = decay * state + (size * value)[:, None, :] * widened(writes[k])[None, :, None]
             out = state * widened(reads[k])[None, :, None]
-            opens = 1.0
+            if QUICK:
+                out = sum_over_states(over_four_states(out) + for_four_states(value * (skip * 0.25)))
+            else:
+                out = tl.sum(out, axis=1) + skip * value
             if HAS_Z:
                 gate = widened(gates[k])
-                opens = gate * (quick_sigmoid(gate) if QUICK else sigmoid(gate))
-            if QUICK:
-                out = over_four_states(out) + for_four_states(value * (skip * 0.25))
-                if HAS_Z:
-                    out *= for_four_states(opens)
-                store(own_to + token * CHANNELS, sum_over_states(out), (own < CHANNELS) & real, WHOLE)
-            else:
-                out = (tl.sum(out, axis=1) + skip * value) * opens
-                store(y + token * CHANNELS + channels, out, valid & real, WHOLE)
+                out *= gate * (quick_sigmoid(gate) if QUICK else sigmoid(gate))
+            store(y + token * CHANNELS + gated, out, (gated < CHANNELS) & real, WHOLE)
         loaded = coming
     tl.store(end + row * CHANNELS * N + at, state, mask=exists)

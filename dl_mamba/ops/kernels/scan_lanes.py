@@ -1,7 +1,8 @@
-"""Sums across the lanes of a warp, for a tile of 8 x 16 x 2 channels and states in which lane 4 e + n // 4 holds its own.
+"""Sums across the lanes of a warp, for tiles (8, 16, 2) of channels e, states n and channels r of a thread.
 
-Where several numbers of a lane are summed over the same lanes, each exchange can send half of them: the sums end up in
-different lanes, one in each, after 7 exchanges for 8 numbers where sums that every lane learns take 24.
+Lane 4 e + n // 4 holds four states of two channels (`scan_tiles.saved_states`). Where several numbers of a lane are
+summed over the same lanes, an exchange sends one half of them and keeps the other: the sums end up in different lanes,
+one in each, after 7 exchanges for 8 numbers where sums that every lane learns take 24.
 """
 
 import triton
@@ -90,8 +91,7 @@ _OF_TWO = tl.constexpr("""{
 
 @triton.jit
 def sums_over_channels(first, second):
-    """Two (8, 16) tiles summed over their channels, as (4, 8): in [m, e] the sum for state 4 m + e % 4, of the first
-    tile where e < 4."""
+    """Two (8, 16) tiles summed over e, as (4, 8): [m, e] has that of state 4 m + e % 4, of the first tile if e < 4."""
     a, b, c, d = _four(first)
     e, f, g, h = _four(second)
     return tl.trans(
@@ -111,8 +111,7 @@ def _four(tile):
 
 @triton.jit
 def sums_over_states(first, second):
-    """Two (8, 4, 2) tiles summed over their states, as (4, 8): in [m, e] the sum for channel m // 2 of e, of the first
-    tile where m is even."""
+    """Two (8, 4, 2) tiles summed over n, as (4, 8): [m, e] has that of channel (e, m // 2), of the first for even m."""
     a, b = tl.split(first)
     c, d = tl.split(second)
     return tl.trans(
@@ -122,7 +121,7 @@ def sums_over_states(first, second):
 
 @triton.jit
 def sum_over_states(tile):
-    """An (8, 4, 2) tile summed over its states, as (4, 8): in [m, e] the sum for channel m // 2 of e."""
+    """An (8, 4, 2) tile summed over states, as (4, 8): [m, e] has the sum of channel (e, m // 2)."""
     a, b = tl.split(tile)
     return tl.trans(tl.inline_asm_elementwise(_OF_TWO, "=f,f,f", [a, b], dtype=tl.float32, is_pure=False, pack=1))
 

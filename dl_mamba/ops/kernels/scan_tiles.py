@@ -79,11 +79,7 @@ def step_slope(raw, size, EXACT: tl.constexpr):
 @triton.jit
 def load(address, inside, WHOLE: tl.constexpr):
     """What lies there; zeros outside."""
-    if WHOLE:
-        loaded = tl.load(address)
-    else:
-        loaded = tl.load(address, mask=inside, other=0.0)
-    return loaded
+    return tl.load(address) if WHOLE else tl.load(address, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -105,7 +101,7 @@ def load_tokens(
     B,
     C,
     channels,
-    valid,
+    gated,
     part,
     length,
     X_TOKEN: tl.constexpr,
@@ -121,17 +117,17 @@ def load_tokens(
     HAS_DY: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """K tokens of x, dt, z, dy, B and C; dt again in place of z or dy, if there is none."""
+    """K tokens of x, dt, dy at some channels, z at `gated`, B and C; dt again in place of z or dy, if there is none."""
     values, raws, gates, douts, writes, reads = (), (), (), (), (), ()
     n = tl.arange(0, BN)
     for k in tl.static_range(K):
         token = tl.cast(part, tl.int64) * K + k
         real = token < length
-        inside = valid & real
+        inside = (channels < CHANNELS) & real
         of_row = (n < N) & real
         values = values + (load(x + token * X_TOKEN + channels, inside, WHOLE),)
         raws = raws + (load(dt + token * DT_TOKEN + channels, inside, WHOLE),)
-        gates = gates + (load(z + token * Z_TOKEN + channels, inside, WHOLE) if HAS_Z else raws[k],)
+        gates = gates + (load(z + token * Z_TOKEN + gated, (gated < CHANNELS) & real, WHOLE) if HAS_Z else raws[k],)
         douts = douts + (load(dy + token * CHANNELS + channels, inside, WHOLE) if HAS_DY else raws[k],)
         writes = writes + (load(B + token * B_TOKEN + n, of_row, WHOLE),)
         reads = reads + (load(C + token * C_TOKEN + n, of_row, WHOLE),)

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import triton
 from keras import ops
 from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.binding import over_rows
-from dl_mamba.ops.kernels.launch import launch, packed, token_stride
+from dl_mamba.ops.kernels.launch import aligned, launch, packed, token_stride
 from dl_mamba.ops.kernels.scan_backward import scan_backward
 from dl_mamba.ops.kernels.scan_forward import scan_forward
 
 # E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
-OUTPUTS = {"E": 8, "R": 2, "K": 8}  # where no gradient is wanted
-GRADIENTS = {"E": 8, "R": 2, "K": 4}
+FORWARD = {"E": 8, "R": 2, "K": 8}
+BACKWARD = {"E": 8, "R": 2, "K": 4}  # and as many between the states that the forward pass saves
+LANES_OF = "3.6."  # versions of triton that lay tiles as `scan_lanes` takes for granted; a test looks
 ROWS = (True, True, False, True, True, False, True, False, True, True)  # the tensors that go over the batch
 Tensor = Any
 
@@ -44,7 +46,7 @@ class Call:
         own = thread["E"] * thread["R"]
         constants = {f"{name}_TOKEN": stride for name, (_, stride) in strided.items()}
         short = all(standardize_dtype(tensor.dtype) == "bfloat16" for tensor, _ in strided.values())
-        (x, dt, B, C, z), A = (tensor for tensor, _ in strided.values()), packed(A)
+        (x, dt, B, C, z), A = (tensor for tensor, _ in strided.values()), aligned(A)
         given = [A if v is None else packed(v) for v in (D, bias, start, flags)]
         constants |= {
             **thread,
@@ -54,7 +56,7 @@ class Call:
             "BN": states,
             "WHOLE": length % thread["K"] == 0 and channels % own == 0 and d_state == states,
             "EXACT": standardize_dtype(x.dtype) != "bfloat16",
-            "QUICK": short and d_state == 16,
+            "QUICK": short and d_state == 16 and triton.__version__.startswith(LANES_OF),
             "SOFTPLUS": self.softplus,
             "HAS_D": D is not None,
             "HAS_Z": self.tensors[6] is not None,
@@ -79,11 +81,12 @@ def forward(softplus: bool, *tensors: Tensor):
 
 def _forward(call, store):
     batch, length, channels, d_state, _ = call.sizes
-    thread = GRADIENTS if store else {**OUTPUTS, "K": min(OUTPUTS["K"], 1 << (length - 1).bit_length())}
+    every = BACKWARD["K"]
+    thread = {**FORWARD, "K": max(every if store else 1, min(FORWARD["K"], 1 << (length - 1).bit_length()))}
     inputs, constants = call.prepared(thread)
     x, start = inputs[0], call.tensors[8]
     blocks = -(-channels // (thread["R"] * thread["E"]))
-    kept = (batch * -(-length // thread["K"]) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
+    kept = (batch * -(-length // every) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
     return launch(
         scan_forward,
         (batch * blocks,),
@@ -96,6 +99,7 @@ def _forward(call, store):
         over={} if start is None or store else {8: 1},
         HAS_START=start is not None,
         STORE=store,
+        EVERY=every,
         **constants,
     )
 
@@ -104,10 +108,10 @@ def backward(softplus: bool, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
     *tensors, saved = residuals
     call = Call(tuple(tensors), softplus)
-    (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared(GRADIENTS)
+    (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared(BACKWARD)
     batch, length, channels, d_state, ngroups = call.sizes
     dtype = standardize_dtype(x.dtype)
-    blocks = -(-channels // (GRADIENTS["R"] * GRADIENTS["E"]))
+    blocks = -(-channels // (BACKWARD["R"] * BACKWARD["E"]))
     dy, dend = packed(ops.cast(gradients[0], dtype)), packed(gradients[1])
     parts = ((blocks, batch, length, d_state), "float32" if constants["EXACT"] else "bfloat16")
     per_row = ((batch, channels), "float32")
