@@ -1,10 +1,13 @@
 """A block of tokens at once, in place: for torch, whose calls cost more than what they compute for one token.
 
 The large temporaries of a block are taken again by the next one: on a CPU, fetching fresh memory takes longer than
-filling it. A block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None. Axes as in `chunked`.
+filling it. There exp2 takes a third of the time of exp, and a row times a matrix a tenth of that of a matrix times a
+column. A block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None. Axes as in `chunked`.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -55,7 +58,7 @@ class Blocks:
 
     def _decay(self, block, A):
         _, dt, _, _, starts = block
-        decay = self._product("decay", dt[..., None, :], A).exp_()
+        decay = self._product("decay", dt[..., None, :], A * math.log2(math.e)).exp2_()
         return decay if starts is None else decay.mul_(1.0 - starts[..., None, None, None])
 
     def _states(self, h, decay, block):
@@ -78,4 +81,4 @@ def _over_states(weights, states):
 
 
 def _over_channels(states, x):
-    return torch.matmul(states, x[..., None])[..., 0]
+    return torch.matmul(x[..., None, :], states.mT)[..., 0, :]

@@ -24,7 +24,8 @@ from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import first, on_accelerator, size_of
 
-BLOCK = 32  # tokens
+BLOCK, SHORTEST = 32, 8  # tokens
+CACHED = 2**20  # numbers in the states of a block, over which torch on a CPU passes several times
 CPU_STATES = 2**15  # numbers in the states of the chunks that walk together
 ACCELERATOR_STATES = 2**22
 
@@ -148,12 +149,16 @@ def _sizes(u, d_state):
     """Tokens of a block, and chunks that walk in lock-step."""
     batch, length = u.shape[:2]
     numbers = (batch if isinstance(batch, int) else 1) * math.prod(u.shape[2:]) * d_state
-    fitting = max(1, (ACCELERATOR_STATES if on_accelerator(u) else CPU_STATES) // numbers)
+    on_cpu = not on_accelerator(u)
+    fitting = max(1, (CPU_STATES if on_cpu else ACCELERATOR_STATES) // numbers)
+    chunks = min(fitting, max(1, math.isqrt(length)) if isinstance(length, int) else 16)  # beyond, their walk is longer
+    block = BLOCK
+    if on_cpu and keras.backend.backend() == "torch":
+        block = min(BLOCK, max(SHORTEST, CACHED // (numbers * chunks)))
     if not isinstance(length, int):
-        return BLOCK, min(fitting, 16)
-    chunks = min(fitting, max(1, math.isqrt(length)))  # beyond, the walk over the chunks is the longer one
+        return block, chunks
     tokens = -(-length // chunks)
-    return -(-tokens // -(-tokens // BLOCK)), chunks  # equal blocks need the least padding
+    return -(-tokens // -(-tokens // block)), chunks  # equal blocks need the least padding
 
 
 def _borders(blocks, A, h):
