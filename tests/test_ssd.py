@@ -23,9 +23,10 @@ def test_any_chunk_size_gives_the_same_result(chunk_size):
 
 
 # lengths that no other test has: JAX would reuse the program that it compiled for the other group size
-@pytest.mark.parametrize(("length", "decays"), [(22, 1), (23, 2 * 4 * 16 * 2)])
-def test_any_group_of_chunks_gives_the_same_result(length, decays, monkeypatch):
-    monkeypatch.setattr(chunked, "CPU_DECAYS", decays)  # one chunk of four tokens in a step of the loop, or two
+@pytest.mark.parametrize(("length", "decays", "whole"), [(22, 1, 0), (23, 2 * 4 * 16 * 2, 0), (24, 1, 2**20)])
+def test_any_group_of_chunks_gives_the_same_result(length, decays, whole, monkeypatch):
+    monkeypatch.setattr(chunked, "CPU_DECAYS", decays)  # one chunk of four tokens in a step of the loop, or two, or all
+    monkeypatch.setattr(chunked, "CPU_WHOLE", whole)
     monkeypatch.setattr(chunked, "ACCELERATOR_CHUNKS", decays)
     arrays, ids = draw(SSD, length), np.repeat([[0] * 9 + [1] * (length - 9)], 2, axis=0).astype("int32")
     came = run(SSD, float32(arrays), chunk_size=4, segment_ids=ids)

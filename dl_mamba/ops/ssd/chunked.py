@@ -23,7 +23,8 @@ from dl_mamba.ops.ssd import token
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
-CPU_DECAYS = {"torch": 2**21}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
+CPU_DECAYS = {"torch": 2**19}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
+CPU_WHOLE = {"torch": 2**20}.get(keras.backend.backend(), 0)  # decays of a sequence that is one group, not run again
 ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
 UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides for when their number is not known
 
@@ -72,8 +73,10 @@ def _sizes(x, chunk_size):
     if isinstance(length, int):
         largest = chunk_size if on_accelerator(x) else min(chunk_size, CPU_CHUNK)
         size = -(-length // -(-length // largest))  # equal chunks need the least padding
+        if on_accelerator(x):
+            return size, ACCELERATOR_CHUNKS
         decays = nheads * size**2 * (batch if isinstance(batch, int) else 1)
-        return size, ACCELERATOR_CHUNKS if on_accelerator(x) else max(1, CPU_DECAYS // decays)
+        return size, max(1, (CPU_WHOLE if decays * -(-length // size) <= CPU_WHOLE else CPU_DECAYS) // decays)
     size = min(chunk_size, CPU_CHUNK)
     return size, None if keras.backend.backend() == "torch" else 1  # a tracer of torch cannot see a loop
 
