@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.gradients import after, with_gradient
+from dl_mamba.ops.kernels.launch import packed
 from dl_mamba.ops.loops import loop
 from dl_mamba.ops.numerics import lean_skip_and_gate, plus, plus_product, softplus, upcast
 from dl_mamba.ops.selective_scan import block_by_token, token
@@ -44,7 +45,7 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     channels = (ngroups, d_inner // ngroups)
     y, h = _recurrence(
         *(ops.reshape(v, (batch, length, *channels)) for v in (x, dt)),
-        ops.swapaxes(ops.reshape(A, (*channels, d_state)), 1, 2),
+        packed(ops.swapaxes(ops.reshape(A, (*channels, d_state)), 1, 2)),  # every block is multiplied by it
         B,
         C,
         starts,
