@@ -24,6 +24,13 @@ def first(tensor: Tensor, length: Any) -> Tensor:
     return ops.slice(tensor, [0] * len(shape), (shape[0], length, *shape[2:]))  # JAX: brackets compare sizes
 
 
+def padded(tensor: Tensor, count: Any) -> Tensor:
+    """(batch, tokens, ...) with `count` tokens of zeros behind the last one."""
+    if isinstance(count, int) and count == 0:
+        return tensor  # torch would copy it
+    return ops.pad(tensor, [[0, 0], [0, count], *[[0, 0]] * (len(tensor.shape) - 2)])
+
+
 def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Permutation that moves the real tokens of each row to its front, order kept, and its inverse.
 

@@ -23,7 +23,7 @@ from dl_mamba.ops.loops import loop
 from dl_mamba.ops.numerics import lean_skip_and_gate, plus, plus_product, softplus, upcast
 from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
-from dl_mamba.ops.sequence import first, on_accelerator, size_of
+from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
 
 BLOCK, SHORTEST = 32, 8  # tokens
 CACHED = 2**20  # numbers in the states of a block, over which torch on a CPU passes several times
@@ -132,7 +132,7 @@ def _folding(u, d_state):
 
     def fold(tensor):
         tail = len(tensor.shape) - 2
-        tensor = ops.pad(tensor, [[0, 0], [0, padding], *[[0, 0]] * tail])
+        tensor = padded(tensor, padding)
         shape = ops.shape(tensor)
         tensor = ops.reshape(tensor, (shape[0], chunks, blocks, size, *shape[2:]))
         return ops.transpose(tensor, (2, 3, 0, 1, *range(4, 4 + tail)))

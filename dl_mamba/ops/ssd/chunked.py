@@ -18,7 +18,7 @@ from keras import ops
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, spread, step_sizes, sum_of_rows, upcast
-from dl_mamba.ops.sequence import first, on_accelerator, size_of
+from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
 from dl_mamba.ops.ssd import token
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
@@ -58,7 +58,7 @@ def _ssd(tokens, state, chunk_size):
     chunks = (length + size - 1) // size
     step = partial(_group, size=size)
     if group is None or (isinstance(chunks, int) and chunks <= group):
-        (state,), (y,) = step((state,), tuple(_padded(v, chunks * size - length) for v in tokens))
+        (state,), (y,) = step((state,), tuple(padded(v, chunks * size - length) for v in tokens))
     else:
         groups = (chunks + group - 1) // group
         xs = tuple(_in_groups(v, groups, group * size, length) for v in tokens)
@@ -81,14 +81,9 @@ def _sizes(x, chunk_size):
     return size, None if keras.backend.backend() == "torch" else 1  # a tracer of torch cannot see a loop
 
 
-def _padded(tensor, padding):
-    """With tokens of zeros behind the last one: they leave the state as it is."""
-    return ops.pad(tensor, [[0, 0], [0, padding], *[[0, 0]] * (len(tensor.shape) - 2)])
-
-
 def _in_groups(tensor, groups, tokens, length):
-    """(b, l, ...) -> (groups, b, tokens, ...)."""
-    tensor = _padded(tensor, groups * tokens - length)
+    """(b, l, ...) -> (groups, b, tokens, ...); zeros behind the last token leave the state as it is."""
+    tensor = padded(tensor, groups * tokens - length)
     shape = ops.shape(tensor)
     return ops.moveaxis(ops.reshape(tensor, (shape[0], groups, tokens, *shape[2:])), 1, 0)
 
