@@ -33,6 +33,14 @@ def test_any_group_of_chunks_gives_the_same_result(length, decays, whole, monkey
     assert_laws_hold(came, oracle_and_its_gradients(SSD, arrays, segment_ids=ids))
 
 
+@pytest.mark.parametrize(("whole", "group"), [(6 * 4 * 16, 6), (6 * 4 * 16 - 1, 2)])
+def test_a_sequence_of_few_decays_is_one_group(whole, group, monkeypatch):
+    monkeypatch.setattr(chunked, "on_accelerator", lambda x: False)
+    monkeypatch.setattr(chunked, "CPU_DECAYS", 2 * 4 * 16)
+    monkeypatch.setattr(chunked, "CPU_WHOLE", whole)
+    assert chunked._sizes(np.ones((1, 24, 4, 4)), 4) == (4, group)
+
+
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_limits_scales_and_a_skip_for_each_head_equal_the_float64_recurrence(implementation):
     arrays = draw(SSD)
