@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import recurrences
 import test_gated_rms_norm
-from harness import BACKEND, assert_close, assert_laws_hold, numpy, values_and_gradients
+from harness import BACKEND, assert_close, assert_laws_hold, float64_enabled, numpy, values_and_gradients
 from keras import ops
 from test_recurrence_laws import draw, float32, oracle_and_its_gradients, run
 
@@ -30,6 +30,7 @@ from dl_mamba.ops import (
 )
 from dl_mamba.ops.kernels.availability import unavailable
 from dl_mamba.ops.kernels.binding import bind, over_rows
+from dl_mamba.ops.kernels.launch import aligned
 
 OPS = recurrences.ALL
 STEPS = [recurrences.SSD, recurrences.SCAN]  # those with step sizes
@@ -287,12 +288,27 @@ def test_scans_of_16_states_in_bfloat16_and_their_gradients_lose_only_roundings(
         return selective_scan(**given, **options, implementation="triton")
 
     came = values_and_gradients(short, arrays)
-    wanted = values_and_gradients(lambda **given: selective_scan(**given, **options, implementation="chunked"), arrays)
+    with float64_enabled(), implementation_scope("reference"):
+        exact = {n: v.astype("float64") for n, v in arrays.items()}
+        wanted = values_and_gradients(lambda **given: selective_scan(**given, **options), exact)
     pairs = [*zip(came[0], wanted[0], strict=True), *((came[1][n], wanted[1][n]) for n in arrays)]
     for given, right in pairs:
         if given.shape[:2] == mask.shape:
             given, right = given[mask], right[mask]
         assert np.linalg.norm(given - right) <= 5e-3 * np.linalg.norm(right)  # two roundings to 8 bits
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch alone can be told where its tensors lie")
+def test_a_tensor_that_triton_lays_tiles_by_begins_at_a_multiple_of_16():
+    import torch
+
+    tensor = torch.arange(9.0)
+    for given in (tensor, tensor[1:], tensor[::2]):
+        came = aligned(given)
+        assert came.data_ptr() % 16 == 0
+        assert came.is_contiguous()
+        assert torch.equal(came, given)
+    assert aligned(tensor) is tensor
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="one backend is enough: Triton compiles for a GPU that is not there")

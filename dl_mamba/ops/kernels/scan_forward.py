@@ -2,8 +2,8 @@
 
 For a token and channel it reads x, dt (and z) and writes y; B and C are read once for R E channels. Work: one exp2,
 four multiplications or additions for each state. A thread holds N / 4 states of R channels, so that sums over states
-take two exchanges. The inputs of K tokens are loaded before the first is used. If STORE, the state before every K
-tokens is written for the backward pass.
+take two exchanges. The inputs of K tokens are loaded before the first is used. If STORE, the state before every EVERY
+tokens is written for the backward pass. QUICK, for bfloat16 and 16 states: a sum ends in the lane that writes it.
 """
 
 import triton

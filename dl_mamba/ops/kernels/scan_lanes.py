@@ -8,85 +8,40 @@ one in each, after 7 exchanges for 8 numbers where sums that every lane learns t
 import triton
 import triton.language as tl
 
-_OF_EIGHT = tl.constexpr("""{
-    .reg .pred p<3>;
-    .reg .b32 lane, bit;
-    .reg .f32 send, keep, v<6>;
-    mov.u32 lane, %laneid;
-    and.b32 bit, lane, 4;
-    setp.ne.u32 p0, bit, 0;
-    and.b32 bit, lane, 8;
-    setp.ne.u32 p1, bit, 0;
-    and.b32 bit, lane, 16;
-    setp.ne.u32 p2, bit, 0;
-    selp.f32 send, $1, $5, p2;
-    selp.f32 keep, $5, $1, p2;
-    shfl.sync.bfly.b32 send, send, 16, 31, -1;
-    add.f32 v0, keep, send;
-    selp.f32 send, $2, $6, p2;
-    selp.f32 keep, $6, $2, p2;
-    shfl.sync.bfly.b32 send, send, 16, 31, -1;
-    add.f32 v1, keep, send;
-    selp.f32 send, $3, $7, p2;
-    selp.f32 keep, $7, $3, p2;
-    shfl.sync.bfly.b32 send, send, 16, 31, -1;
-    add.f32 v2, keep, send;
-    selp.f32 send, $4, $8, p2;
-    selp.f32 keep, $8, $4, p2;
-    shfl.sync.bfly.b32 send, send, 16, 31, -1;
-    add.f32 v3, keep, send;
-    selp.f32 send, v0, v2, p1;
-    selp.f32 keep, v2, v0, p1;
-    shfl.sync.bfly.b32 send, send, 8, 31, -1;
-    add.f32 v4, keep, send;
-    selp.f32 send, v1, v3, p1;
-    selp.f32 keep, v3, v1, p1;
-    shfl.sync.bfly.b32 send, send, 8, 31, -1;
-    add.f32 v5, keep, send;
-    selp.f32 send, v4, v5, p0;
-    selp.f32 keep, v5, v4, p0;
-    shfl.sync.bfly.b32 send, send, 4, 31, -1;
-    add.f32 $0, keep, send;
-}""")
 
-_OF_FOUR = tl.constexpr("""{
-    .reg .pred p<2>;
-    .reg .b32 lane, bit;
-    .reg .f32 send, keep, v<2>;
-    mov.u32 lane, %laneid;
-    and.b32 bit, lane, 1;
-    setp.ne.u32 p0, bit, 0;
-    and.b32 bit, lane, 2;
-    setp.ne.u32 p1, bit, 0;
-    selp.f32 send, $1, $3, p1;
-    selp.f32 keep, $3, $1, p1;
-    shfl.sync.bfly.b32 send, send, 2, 31, -1;
-    add.f32 v0, keep, send;
-    selp.f32 send, $2, $4, p1;
-    selp.f32 keep, $4, $2, p1;
-    shfl.sync.bfly.b32 send, send, 2, 31, -1;
-    add.f32 v1, keep, send;
-    selp.f32 send, v0, v1, p0;
-    selp.f32 keep, v1, v0, p0;
-    shfl.sync.bfly.b32 send, send, 1, 31, -1;
-    add.f32 $0, keep, send;
-}""")
+def _exchange(total: str, first: str, second: str, bit: int) -> str:
+    """PTX: total = `second` of this lane and the one across the bit if this one has it, else `first` of both."""
+    distance = 1 << bit
+    return f"""
+    selp.f32 send, {first}, {second}, p{bit};
+    selp.f32 keep, {second}, {first}, p{bit};
+    shfl.sync.bfly.b32 send, send, {distance}, 31, -1;
+    add.f32 {total}, keep, send;"""
 
 
-_OF_TWO = tl.constexpr("""{
-    .reg .pred p;
-    .reg .b32 lane, bit;
-    .reg .f32 send, keep;
-    mov.u32 lane, %laneid;
-    and.b32 bit, lane, 2;
-    setp.ne.u32 p, bit, 0;
-    selp.f32 send, $1, $2, p;
-    selp.f32 keep, $2, $1, p;
-    shfl.sync.bfly.b32 send, send, 2, 31, -1;
-    add.f32 keep, keep, send;
-    shfl.sync.bfly.b32 send, keep, 1, 31, -1;
-    add.f32 $0, keep, send;
-}""")
+def _program(bits: range, *steps: str) -> str:
+    """PTX: the steps, with the bits of the lane's number as predicates."""
+    lane = "".join(f"\n    and.b32 bit, lane, {1 << bit};\n    setp.ne.u32 p{bit}, bit, 0;" for bit in bits)
+    registers = ".reg .pred p<5>;\n    .reg .b32 lane, bit;\n    .reg .f32 send, keep, v<6>;"
+    return f"{{\n    {registers}\n    mov.u32 lane, %laneid;{lane}{''.join(steps)}\n}}"
+
+
+_OF_EIGHT = tl.constexpr(
+    _program(
+        range(2, 5),
+        *(_exchange(f"v{i}", f"${1 + i}", f"${5 + i}", 4) for i in range(4)),
+        *(_exchange(f"v{4 + i}", f"v{i}", f"v{2 + i}", 3) for i in range(2)),
+        _exchange("$0", "v4", "v5", 2),
+    )
+)
+_OF_FOUR = tl.constexpr(
+    _program(
+        range(2),
+        *(_exchange(f"v{i}", f"${1 + i}", f"${3 + i}", 1) for i in range(2)),
+        _exchange("$0", "v0", "v1", 0),
+    )
+)
+_OF_TWO = tl.constexpr(_program(range(2), _exchange("v0", "$1", "$2", 1), _exchange("$0", "v0", "v0", 0)))
 
 
 @triton.jit
