@@ -176,74 +176,79 @@ def scan_backward(
             True,
             WHOLE,
         )
-        values, raws, gates, douts, writes, reads = loaded
-        decays, keeps, states, sizes = (), (), (), ()
-        for k in tl.static_range(K):
-            token = tl.cast(part, tl.int64) * K + k
-            size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
-            if not WHOLE:
-                size = tl.where(token < length, size, 0.0)
-            decay = tl.exp2(size[:, None, :] * rates)
-            if HAS_FLAGS:
-                flag = tl.load(flags + first + token, mask=token < length, other=2.0)
-                size = tl.where(flag < 2.0, size, 0.0)
-                decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            kept = decay * state
-            added = size * widened(values[k])
-            state = kept + added[:, None, :] * widened(writes[k])[None, :, None]
-            decays, keeps = decays + (decay,), keeps + (kept,)
-            states, sizes = states + (state,), sizes + (size,)
-        for k in tl.static_range(K - 1, -1, -1):
-            token = tl.cast(part, tl.int64) * K + k
-            real = token < length
-            inside = valid & real
-            to = (first + token) * CHANNELS + channels
-            value = widened(values[k])
-            dout = widened(douts[k])
-            write = widened(writes[k])[None, :, None]
-            read = widened(reads[k])[None, :, None]
-            size, kept, after = sizes[k], keeps[k], states[k]
-            if HAS_Z:
-                gate = widened(gates[k])
-                opens = quick_sigmoid(gate) if QUICK else sigmoid(gate)
-                slope_of_gate = dout * opens * (1.0 + gate * (1.0 - opens))
+        if part * K < length:  # always: a block of its own, so that the loads before it stay before it
+            values, raws, gates, douts, writes, reads = loaded
+            decays, keeps, states, sizes = (), (), (), ()
+            for k in tl.static_range(K):
+                token = tl.cast(part, tl.int64) * K + k
+                size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
+                if not WHOLE:
+                    size = tl.where(token < length, size, 0.0)
+                decay = tl.exp2(size[:, None, :] * rates)
+                if HAS_FLAGS:
+                    flag = tl.load(flags + first + token, mask=token < length, other=2.0)
+                    size = tl.where(flag < 2.0, size, 0.0)
+                    decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
+                kept = decay * state
+                added = size * widened(values[k])
+                state = kept + added[:, None, :] * widened(writes[k])[None, :, None]
+                decays, keeps = decays + (decay,), keeps + (kept,)
+                states, sizes = states + (state,), sizes + (size,)
+            for k in tl.static_range(K - 1, -1, -1):
+                token = tl.cast(part, tl.int64) * K + k
+                real = token < length
+                inside = valid & real
+                to = (first + token) * CHANNELS + channels
+                value = widened(values[k])
+                dout = widened(douts[k])
+                write = widened(writes[k])[None, :, None]
+                read = widened(reads[k])[None, :, None]
+                size, kept, after = sizes[k], keeps[k], states[k]
+                if HAS_Z:
+                    gate = widened(gates[k])
+                    opens = quick_sigmoid(gate) if QUICK else sigmoid(gate)
+                    slope_of_gate = dout * opens * (1.0 + gate * (1.0 - opens))
+                    if QUICK:
+                        out = over_four_states(after * read) + for_four_states(value * (skip * 0.25))
+                        out *= for_four_states(slope_of_gate)
+                        store(
+                            own_gate + (first + token) * CHANNELS, sum_over_states(out), (own < CHANNELS) & real, WHOLE
+                        )
+                    else:
+                        out = tl.sum(after * read, axis=1) + skip * value
+                        store(dz + to, out * slope_of_gate, inside, WHOLE)
+                    dout *= gate * opens
+                added = size * value
+                dstate += dout[:, None, :] * read
+                dlog = dstate * kept
+                drates += dlog * size[:, None, :]
+                of_write = tl.sum(added[:, None, :] * dstate, axis=2)
+                of_read = tl.sum(dout[:, None, :] * after, axis=2)
+                slope = (
+                    step_slope(widened(raws[k]) + offset, size, EXACT) if SOFTPLUS else tl.full((E, R), 1.0, tl.float32)
+                )
+                if HAS_FLAGS:
+                    flag = tl.load(flags + first + token, mask=real, other=2.0)
+                    slope = tl.where(flag < 2.0, slope, 0.0)
+                there = (partial + token) * N
                 if QUICK:
-                    out = over_four_states(after * read) + for_four_states(value * (skip * 0.25))
-                    out *= for_four_states(slope_of_gate)
-                    store(own_gate + (first + token) * CHANNELS, sum_over_states(out), (own < CHANNELS) & real, WHOLE)
+                    of_added = over_four_states(dstate * write)
+                    of_size = over_four_states(dlog * rates) * LN2 + of_added * for_four_states(value)
+                    of_value = of_added * for_four_states(size) + for_four_states(dout * (skip * 0.25))
+                    gradient = sums_over_states(of_value, of_size * for_four_states(slope))
+                    store(own_to + (first + token) * CHANNELS, gradient, (own < CHANNELS) & real, WHOLE)
+                    doffset += gradient if WHOLE else tl.where(real, gradient, 0.0)
+                    store(own_row + there, sums_over_channels(of_write, of_read), real, WHOLE)
                 else:
-                    out = tl.sum(after * read, axis=1) + skip * value
-                    store(dz + to, out * slope_of_gate, inside, WHOLE)
-                dout *= gate * opens
-            added = size * value
-            dstate += dout[:, None, :] * read
-            dlog = dstate * kept
-            drates += dlog * size[:, None, :]
-            of_write = tl.sum(added[:, None, :] * dstate, axis=2)
-            of_read = tl.sum(dout[:, None, :] * after, axis=2)
-            slope = step_slope(widened(raws[k]) + offset, size, EXACT) if SOFTPLUS else tl.full((E, R), 1.0, tl.float32)
-            if HAS_FLAGS:
-                flag = tl.load(flags + first + token, mask=real, other=2.0)
-                slope = tl.where(flag < 2.0, slope, 0.0)
-            there = (partial + token) * N
-            if QUICK:
-                of_added = over_four_states(dstate * write)
-                of_size = over_four_states(dlog * rates) * LN2 + of_added * for_four_states(value)
-                of_value = of_added * for_four_states(size) + for_four_states(dout * (skip * 0.25))
-                gradient = sums_over_states(of_value, of_size * for_four_states(slope))
-                store(own_to + (first + token) * CHANNELS, gradient, (own < CHANNELS) & real, WHOLE)
-                doffset += gradient if WHOLE else tl.where(real, gradient, 0.0)
-                store(own_row + there, sums_over_channels(of_write, of_read), real, WHOLE)
-            else:
-                dadded = tl.sum(dstate * write, axis=1)
-                dsize = (tl.sum(dlog * rates, axis=1) * LN2 + dadded * value) * slope
-                store(dx + to, dadded * size + dout * skip, inside, WHOLE)
-                store(ddt + to, dsize, inside, WHOLE)
-                doffset += dsize if WHOLE else tl.where(real, dsize, 0.0)
-                store(dB + there + n, tl.sum(of_write, axis=0), (n < N) & real, WHOLE)
-                store(dC + there + n, tl.sum(of_read, axis=0), (n < N) & real, WHOLE)
-            dstate *= decays[k]
-            dskip = plus_product(dskip, dout, value, of_added) if QUICK else dskip + dout * value
+                    dadded = tl.sum(dstate * write, axis=1)
+                    dsize = (tl.sum(dlog * rates, axis=1) * LN2 + dadded * value) * slope
+                    store(dx + to, dadded * size + dout * skip, inside, WHOLE)
+                    store(ddt + to, dsize, inside, WHOLE)
+                    doffset += dsize if WHOLE else tl.where(real, dsize, 0.0)
+                    store(dB + there + n, tl.sum(of_write, axis=0), (n < N) & real, WHOLE)
+                    store(dC + there + n, tl.sum(of_read, axis=0), (n < N) & real, WHOLE)
+                dstate *= decays[k]
+                dskip = plus_product(dskip, dout, value, of_added) if QUICK else dskip + dout * value
         loaded = coming
     tl.store(dstart + row * CHANNELS * N + at, dstate, mask=exists)
     tl.store(dA + row * CHANNELS * N + at, drates, mask=exists)

@@ -144,31 +144,32 @@ def scan_forward(
             False,
             WHOLE,
         )
-        values, raws, gates, _, writes, reads = loaded
-        for k in tl.static_range(K):
-            token = tl.cast(part, tl.int64) * K + k
-            real = token < length
-            if STORE and k % EVERY == 0:
-                place = ((row * tl.cdiv(length, EVERY) + token // EVERY) * blocks + block) * (R * BN * E)
-                store(saved + place + tile, state, real, WHOLE)
-            value = widened(values[k])
-            size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
-            if not WHOLE:
-                size = tl.where(real, size, 0.0)
-            decay = tl.exp2(size[:, None, :] * rates)
-            if HAS_FLAGS:
-                flag = tl.load(flags + first + token, mask=real, other=2.0)
-                size = tl.where(flag < 2.0, size, 0.0)
-                decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
-            state = decay * state + (size * value)[:, None, :] * widened(writes[k])[None, :, None]
-            out = state * widened(reads[k])[None, :, None]
-            if QUICK:
-                out = sum_over_states(over_four_states(out) + for_four_states(value * (skip * 0.25)))
-            else:
-                out = tl.sum(out, axis=1) + skip * value
-            if HAS_Z:
-                gate = widened(gates[k])
-                out *= gate * (quick_sigmoid(gate) if QUICK else sigmoid(gate))
-            store(y + token * CHANNELS + gated, out, (gated < CHANNELS) & real, WHOLE)
+        if part * K < length:  # always: a block of its own, so that the loads before it stay before it
+            values, raws, gates, _, writes, reads = loaded
+            for k in tl.static_range(K):
+                token = tl.cast(part, tl.int64) * K + k
+                real = token < length
+                if STORE and k % EVERY == 0:
+                    place = ((row * tl.cdiv(length, EVERY) + token // EVERY) * blocks + block) * (R * BN * E)
+                    store(saved + place + tile, state, real, WHOLE)
+                value = widened(values[k])
+                size = step_size(widened(raws[k]) + offset, EXACT, SOFTPLUS)
+                if not WHOLE:
+                    size = tl.where(real, size, 0.0)
+                decay = tl.exp2(size[:, None, :] * rates)
+                if HAS_FLAGS:
+                    flag = tl.load(flags + first + token, mask=real, other=2.0)
+                    size = tl.where(flag < 2.0, size, 0.0)
+                    decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
+                state = decay * state + (size * value)[:, None, :] * widened(writes[k])[None, :, None]
+                out = state * widened(reads[k])[None, :, None]
+                if QUICK:
+                    out = sum_over_states(over_four_states(out) + for_four_states(value * (skip * 0.25)))
+                else:
+                    out = tl.sum(out, axis=1) + skip * value
+                if HAS_Z:
+                    gate = widened(gates[k])
+                    out *= gate * (quick_sigmoid(gate) if QUICK else sigmoid(gate))
+                store(y + token * CHANNELS + gated, out, (gated < CHANNELS) & real, WHOLE)
         loaded = coming
     tl.store(end + row * CHANNELS * N + at, state, mask=exists)
