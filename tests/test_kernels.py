@@ -315,7 +315,7 @@ def test_a_tensor_that_triton_lays_tiles_by_begins_at_a_multiple_of_16():
 @pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", ["scan_forward", "scan_backward"])
-def test_quick_scans_sum_over_the_lanes_that_triton_gives_them(name, whole):
+def test_quick_scans_exchange_between_the_lanes_that_triton_gives_them(name, whole):
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -334,11 +334,14 @@ def test_quick_scans_sum_over_the_lanes_that_triton_gives_them(name, whole):
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "num_stages": 1})
     text = compiled.asm["ttgir"]
-    layouts = dict(re.findall(r"(#linear\d*) = #ttg.linear<\{register = \[\], lane = (\[.*\]), warp", text))
-    sums = re.findall(r"shfl.*-> tensor<8x4xf32, (#\w+)>", text)
-    lanes = "[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]"  # of e, m: lane 4 e + m
-    assert len(sums) >= constants["K"]
-    assert [layouts.get(layout) for layout in sums] == [lanes] * len(sums)
+    layouts = dict(re.findall(r"(#(?:linear|blocked)\d*) = #ttg\.(.*)", text))
+    exchanges = re.findall(r"shfl.*-> tensor<8x4xf32, (#\w+)>", text)
+    lanes = (  # of e, m: lane 4 e + m
+        "linear<{register = [], lane = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], warp = [], block = []}>",
+        "blocked<{sizePerThread = [1, 1], threadsPerWarp = [8, 4], warpsPerCTA = [1, 1], order = [1, 0]}>",
+    )
+    assert len(exchanges) >= constants["K"]
+    assert {layouts[layout] for layout in exchanges} <= set(lanes)
 
 
 @gpu

@@ -1,8 +1,12 @@
-"""Sums across the lanes of a warp, for tiles (8, 16, 2) of channels e, states n and channels r of a thread.
+"""What the lanes of a warp tell each other, for tiles (8, 16, 2) of channels e, states n and channels r of a thread.
 
-Lane 4 e + n // 4 holds four states of two channels (`scan_tiles.saved_states`). Where several numbers of a lane are
-summed over the same lanes, an exchange sends one half of them and keeps the other: the sums end up in different lanes,
-one in each, after 7 exchanges for 8 numbers where sums that every lane learns take 24.
+Lane 4 e + n // 4 holds four states of two channels (`scan_tiles.saved_states`). Of two tokens lane 4 e + m owns one
+number of one channel: that of channel (e, m // 2) and token m % 2. What a channel needs once for a token (its step
+size, its gate) the owner computes and tells the three others; what is summed over states comes back to it.
+
+Where several numbers of a lane are summed over the same lanes, an exchange sends one half of them and keeps the other:
+the sums end up in different lanes, one in each, after 7 exchanges for 8 numbers where sums that every lane learns
+take 24.
 """
 
 import triton
@@ -41,7 +45,48 @@ _OF_FOUR = tl.constexpr(
         _exchange("$0", "v0", "v1", 0),
     )
 )
-_OF_TWO = tl.constexpr(_program(range(2), _exchange("v0", "$1", "$2", 1), _exchange("$0", "v0", "v0", 0)))
+_TOLD = tl.constexpr("".join(f"shfl.sync.idx.b32 ${lane}, $4, {lane}, 0x1c1f, -1;\n" for lane in range(4)))
+_OF_PAIR = tl.constexpr("{.reg .f32 v;\nshfl.sync.bfly.b32 v, $1, 1, 31, -1;\nadd.f32 $0, $1, v;}")
+
+
+@triton.jit
+def owned(block):
+    """(4, 8) channels that the lanes own, and which of two tokens."""
+    e, m = tl.arange(0, 8)[None, :], tl.arange(0, 4)[:, None]
+    return block * 16 + unordered(e * 2 + m // 2), tl.broadcast_to(m % 2, (4, 8))
+
+
+@triton.jit
+def told(own):
+    """What the lanes own, (4, 8), to all that hold states of its channel: (8, 16, 2) for each of two tokens."""
+    a, b, c, d = tl.inline_asm_elementwise(
+        _TOLD, "=&f,=&f,=&f,=&f,f", [tl.trans(own)], dtype=(tl.float32,) * 4, is_pure=False, pack=1
+    )
+    return _for_four_states(a, c), _for_four_states(b, d)
+
+
+@triton.jit
+def _for_four_states(first, second):
+    tile = tl.join(first, second)[:, :, None, :]
+    return tl.reshape(tl.broadcast_to(tile, (8, 4, 4, 2)), (8, 16, 2))
+
+
+@triton.jit
+def sums_over_states(first, second):
+    """The (8, 16, 2) tiles of two tokens summed over states, (4, 8), each sum in the lane that owns it."""
+    a, b = tl.split(tl.sum(tl.reshape(first, (8, 4, 4, 2)), axis=2))
+    c, d = tl.split(tl.sum(tl.reshape(second, (8, 4, 4, 2)), axis=2))
+    return tl.trans(
+        tl.inline_asm_elementwise(_OF_FOUR, "=f,f,f,f,f", [a, c, b, d], dtype=tl.float32, is_pure=False, pack=1)
+    )
+
+
+@triton.jit
+def sum_over_tokens(own):
+    """(4, 8): the sum of what two lanes own of a channel, in both."""
+    return tl.trans(
+        tl.inline_asm_elementwise(_OF_PAIR, "=f,f", [tl.trans(own)], dtype=tl.float32, is_pure=False, pack=1)
+    )
 
 
 @triton.jit
@@ -65,49 +110,6 @@ def _four(tile):
 
 
 @triton.jit
-def sums_over_states(first, second):
-    """Two (8, 4, 2) tiles summed over n, as (4, 8): [m, e] has that of channel (e, m // 2), of the first for even m."""
-    a, b = tl.split(first)
-    c, d = tl.split(second)
-    return tl.trans(
-        tl.inline_asm_elementwise(_OF_FOUR, "=f,f,f,f,f", [a, c, b, d], dtype=tl.float32, is_pure=False, pack=1)
-    )
-
-
-@triton.jit
-def sum_over_states(tile):
-    """An (8, 4, 2) tile summed over states, as (4, 8): [m, e] has the sum of channel (e, m // 2)."""
-    a, b = tl.split(tile)
-    return tl.trans(tl.inline_asm_elementwise(_OF_TWO, "=f,f,f", [a, b], dtype=tl.float32, is_pure=False, pack=1))
-
-
-@triton.jit
-def over_four_states(tile):
-    """(8, 16, 2) -> (8, 4, 2): sums of the four states of a lane."""
-    return tl.sum(tl.reshape(tile, (8, 4, 4, 2)), axis=2)
-
-
-@triton.jit
-def for_four_states(values):
-    """(8, 2) -> (8, 4, 2), by a way that leaves the values in the layout that they have in a tile of states."""
-    tile = tl.broadcast_to(values[:, None, :], (8, 16, 2))
-    return tl.max(tl.reshape(tile, (8, 4, 4, 2)), axis=2)
-
-
-@triton.jit
 def unordered(offsets):
     """The offsets, of which Triton does not know that neighbours follow one another; it would move the sums for it."""
     return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [offsets], dtype=tl.int32, is_pure=True, pack=1)
-
-
-@triton.jit
-def plus_product(total, first, second, beside):
-    """(8, 4, 2) total + first * second, in the layout of `beside`, which is not read."""
-    return tl.inline_asm_elementwise(
-        "fma.rn.f32 $0, $1, $2, $3;",
-        "=f,f,f,f,f",
-        [for_four_states(first), for_four_states(second), total, beside],
-        dtype=tl.float32,
-        is_pure=True,
-        pack=1,
-    )

@@ -1,8 +1,13 @@
-"""What both kernels of the selective scan load: channels, step sizes, rows of B and C."""
+"""What both kernels of the selective scan load and compute for a channel and token, and rows of B and C.
+
+Numbers of channels are "owned": of one token, each by all lanes that hold states of the channel, or if QUICK of two
+tokens, each by one lane (`scan_lanes`).
+"""
 
 import triton
 import triton.language as tl
 
+from dl_mamba.ops.kernels.scan_lanes import owned, sums_over_states, told
 from dl_mamba.ops.kernels.tiles import sigmoid, softplus
 
 
@@ -10,6 +15,24 @@ from dl_mamba.ops.kernels.tiles import sigmoid, softplus
 def channels_of(block, R: tl.constexpr, E: tl.constexpr):
     """The channels of a program, (E, R)."""
     return block * (R * E) + tl.arange(0, E)[:, None] * R + tl.arange(0, R)[None, :]
+
+
+@triton.jit
+def owners(block, R: tl.constexpr, E: tl.constexpr, QUICK: tl.constexpr):
+    """The channels of the numbers that are owned, and how many tokens later theirs is."""
+    return owned(block) if QUICK else (channels_of(block, R, E), 0)
+
+
+@triton.jit
+def for_states(own, QUICK: tl.constexpr):
+    """What is owned, beside the states, (E, BN or 1, R), one after another for each token."""
+    return told(own) if QUICK else (own[:, None, :],)
+
+
+@triton.jit
+def over_states(tiles, QUICK: tl.constexpr):
+    """Sums over the states of tiles (E, BN, R), one for each token, owned."""
+    return sums_over_states(tiles[0], tiles[1]) if QUICK else tl.sum(tiles[0], axis=1)
 
 
 @triton.jit
@@ -55,10 +78,14 @@ def widened(x):
 
 
 @triton.jit
-def quick_sigmoid(x):
-    """1 / (1 + exp(-x)) to about 22 bits, without a division."""
-    w = 1.0 + tl.exp2(-1.4426950408889634 * x)
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [w], dtype=tl.float32, is_pure=True, pack=1)
+def gate_opening(x, QUICK: tl.constexpr):
+    """1 / (1 + exp(-x)); if QUICK to about 22 bits, without a division."""
+    if QUICK:
+        w = 1.0 + tl.exp2(-1.4426950408889634 * x)
+        opens = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [w], tl.float32, is_pure=True, pack=1)
+    else:
+        opens = sigmoid(x)
+    return opens
 
 
 @triton.jit
@@ -100,8 +127,8 @@ def load_tokens(
     dy,
     B,
     C,
-    channels,
-    gated,
+    own,
+    late,
     part,
     length,
     X_TOKEN: tl.constexpr,
@@ -116,19 +143,22 @@ def load_tokens(
     HAS_Z: tl.constexpr,
     HAS_DY: tl.constexpr,
     WHOLE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):
-    """K tokens of x, dt, dy at some channels, z at `gated`, B and C; dt again in place of z or dy, if there is none."""
+    """K tokens: x, dt, z and dy as they are owned, B and C; dt again in place of z or dy, if there is none."""
     values, raws, gates, douts, writes, reads = (), (), (), (), (), ()
     n = tl.arange(0, BN)
+    for k in tl.static_range(0, K, 2 if QUICK else 1):
+        token = tl.cast(part, tl.int64) * K + k
+        inside = (own < CHANNELS) & (token + late < length)
+        values = values + (load(x + token * X_TOKEN + (late * X_TOKEN + own), inside, WHOLE),)
+        raw = load(dt + token * DT_TOKEN + (late * DT_TOKEN + own), inside, WHOLE)
+        raws = raws + (raw,)
+        gates = gates + (load(z + token * Z_TOKEN + (late * Z_TOKEN + own), inside, WHOLE) if HAS_Z else raw,)
+        douts = douts + (load(dy + token * CHANNELS + (late * CHANNELS + own), inside, WHOLE) if HAS_DY else raw,)
     for k in tl.static_range(K):
         token = tl.cast(part, tl.int64) * K + k
-        real = token < length
-        inside = (channels < CHANNELS) & real
-        of_row = (n < N) & real
-        values = values + (load(x + token * X_TOKEN + channels, inside, WHOLE),)
-        raws = raws + (load(dt + token * DT_TOKEN + channels, inside, WHOLE),)
-        gates = gates + (load(z + token * Z_TOKEN + gated, (gated < CHANNELS) & real, WHOLE) if HAS_Z else raws[k],)
-        douts = douts + (load(dy + token * CHANNELS + channels, inside, WHOLE) if HAS_DY else raws[k],)
+        of_row = (n < N) & (token < length)
         writes = writes + (load(B + token * B_TOKEN + n, of_row, WHOLE),)
         reads = reads + (load(C + token * C_TOKEN + n, of_row, WHOLE),)
     return values, raws, gates, douts, writes, reads

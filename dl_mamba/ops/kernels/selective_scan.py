@@ -56,7 +56,7 @@ class Call:
             "BN": states,
             "WHOLE": length % thread["K"] == 0 and channels % own == 0 and d_state == states,
             "EXACT": standardize_dtype(x.dtype) != "bfloat16",
-            "QUICK": short and d_state == 16 and triton.__version__.startswith(LANES_OF),
+            "QUICK": short and d_state == 16 and thread["K"] > 1 and triton.__version__.startswith(LANES_OF),
             "SOFTPLUS": self.softplus,
             "HAS_D": D is not None,
             "HAS_Z": self.tensors[6] is not None,
