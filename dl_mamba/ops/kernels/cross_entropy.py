@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import triton
 import triton.language as tl
 from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.launch import launch
+from dl_mamba.ops.linear_cross_entropy import chunked
 
 BLOCK = 4096  # columns at a time
 WARPS = 8
 
 
-class Softmax:
-    """As `dl_mamba.ops.linear_cross_entropy.chunked.Softmax`."""
+class Chunk:
+    """As `chunked.Chunk`."""
 
     @staticmethod
     def losses(logits: Any, targets: Any, vocab_size: int) -> tuple[Any, Any]:
@@ -29,6 +31,16 @@ class Softmax:
         inputs = (logits, targets, normalizer, dlosses)
         outputs = [((tokens, rows), standardize_dtype(logits.dtype))]
         return launch(_gradient, (tokens,), inputs, outputs, num_warps=WARPS, **_sizes(rows, vocab_size))[0]
+
+    @staticmethod
+    def add_product(total: Any, dlogits: Any, x: Any) -> Any:
+        """As its name says, on torch in place and with one rounding, to float32; XLA is slower so."""
+        if keras.backend.backend() != "torch":
+            return chunked.Chunk.add_product(total, dlogits, x)
+        import torch
+
+        wide = {} if x.dtype == total.dtype else {"out_dtype": total.dtype}
+        return torch.addmm(total, dlogits.T, x, **wide, out=total)
 
 
 def _sizes(rows, vocab_size):

@@ -3,8 +3,8 @@
 For a token and channel it reads x, dt (and z) and writes y; B and C are read once for R E channels. Work: one exp2,
 four multiplications or additions for each state. A thread holds N / 4 states of R channels, so that sums over states
 take two exchanges. The inputs of K tokens are loaded before the first is used. If STORE, the state before every EVERY
-tokens is written for the backward pass. QUICK, for bfloat16 and 16 states: two tokens at a time, of which every lane
-computes one channel's step size, gate and output once (`scan_lanes`).
+tokens is written for the backward pass, and nothing else. QUICK, for bfloat16 and 16 states: two tokens at a time, of
+which every lane computes one channel's step size, gate and output once (`scan_lanes`).
 """
 
 import triton
@@ -67,7 +67,7 @@ def scan_forward(
     WHOLE: tl.constexpr,
     QUICK: tl.constexpr,
 ):
-    """y (b, l, d), the last state (b, d, n) float32, and the states before every K tokens."""
+    """y (b, l, d) and the last state (b, d, n) float32; or the states before every EVERY tokens."""
     blocks: tl.constexpr = (CHANNELS + R * E - 1) // (R * E)
     PAIR: tl.constexpr = 2 if QUICK else 1
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -168,10 +168,12 @@ def scan_forward(
                         decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
                     state = decay * state + added[j] * widened(writes[i * PAIR + j])[None, :, None]
                     outs = outs + (state * widened(reads[i * PAIR + j])[None, :, None],)
-                out = over_states(outs, QUICK) + skip * value
-                if HAS_Z:
-                    gate = gates[i].to(tl.float32)
-                    out *= gate * gate_opening(gate, QUICK)
-                store(y + token * CHANNELS + (late * CHANNELS + own), out, (own < CHANNELS) & real, WHOLE)
+                if not STORE:
+                    out = over_states(outs, QUICK) + skip * value
+                    if HAS_Z:
+                        gate = gates[i].to(tl.float32)
+                        out *= gate * gate_opening(gate, QUICK)
+                    store(y + token * CHANNELS + (late * CHANNELS + own), out, (own < CHANNELS) & real, WHOLE)
         loaded = coming
-    tl.store(end + row * CHANNELS * N + at, state, mask=exists)
+    if not STORE:
+        tl.store(end + row * CHANNELS * N + at, state, mask=exists)

@@ -17,7 +17,7 @@ from dl_mamba.ops.kernels.scan_forward import scan_forward
 
 # E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
 FORWARD = {"E": 8, "R": 2, "K": 8}
-BACKWARD = {"E": 8, "R": 2, "K": 4}  # and as many between the states that the forward pass saves
+BACKWARD = {"E": 8, "R": 2, "K": 4}  # and as many between the states that it begins with
 LANES_OF = "3.6."  # versions of triton that lay tiles as `scan_lanes` takes for granted; a test looks
 ROWS = (True, True, False, True, True, False, True, False, True, True)  # the tensors that go over the batch
 Tensor = Any
@@ -68,34 +68,28 @@ class Call:
         return [x, dt, A, B, C, given[0], z, given[1], given[2], given[3]], constants
 
 
-def outputs(softplus: bool, *tensors: Tensor):
-    """(y, final state)."""
-    return _forward(Call(tensors, softplus), store=False)[:2]
-
-
 def forward(softplus: bool, *tensors: Tensor):
     """(y, final state), and what `backward` needs."""
-    y, end, saved = _forward(Call(tensors, softplus), store=True)
-    return (y, end), (*tensors, saved)
+    return _forward(Call(tensors, softplus), store=False)[:2], tensors
 
 
 def _forward(call, store):
+    """(y, final state, nothing), or if `store` (nothing, nothing, the states that `scan_backward` begins with)."""
     batch, length, channels, d_state, _ = call.sizes
     every = BACKWARD["K"]
-    thread = {**FORWARD, "K": max(every if store else 1, min(FORWARD["K"], 1 << (length - 1).bit_length()))}
-    inputs, constants = call.prepared(thread)
+    fewest = every if store else 1
+    inputs, constants = call.prepared({**FORWARD, "K": max(fewest, min(FORWARD["K"], 1 << (length - 1).bit_length()))})
     x, start = inputs[0], call.tensors[8]
-    blocks = -(-channels // (thread["R"] * thread["E"]))
-    kept = (batch * -(-length // every) * blocks if store else 1, thread["R"], constants["BN"], thread["E"])
+    blocks = -(-channels // (constants["R"] * constants["E"]))
+    shapes = tuple(x.shape), (batch, channels, d_state), (1,)
+    if store:
+        shapes = (1,), (1,), (batch * -(-length // every) * blocks, constants["R"], constants["BN"], constants["E"])
+    dtypes = standardize_dtype(x.dtype), "float32", "float32" if constants["EXACT"] else "bfloat16"
     return launch(
         scan_forward,
         (batch * blocks,),
         [*inputs, length],
-        [
-            (tuple(x.shape), standardize_dtype(x.dtype)),
-            ((batch, channels, d_state), "float32"),
-            (kept, "float32" if constants["EXACT"] else "bfloat16"),
-        ],
+        [*zip(shapes, dtypes, strict=True)],
         over={} if start is None or store else {8: 1},
         HAS_START=start is not None,
         STORE=store,
@@ -106,8 +100,8 @@ def _forward(call, store):
 
 def backward(softplus: bool, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
-    *tensors, saved = residuals
-    call = Call(tuple(tensors), softplus)
+    call = Call(residuals, softplus)
+    saved = _forward(call, store=True)[2]
     (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared(BACKWARD)
     batch, length, channels, d_state, ngroups = call.sizes
     dtype = standardize_dtype(x.dtype)
@@ -135,7 +129,7 @@ def backward(softplus: bool, copies: int | None, residuals, gradients):
     dB, dC = (_over_blocks(part, ngroups, standardize_dtype(M.dtype)) for part, M in ((dB, B), (dC, C)))
     dA, dD, dbias = (over_rows(part, copies) for part in (dA, dD, dbias))
     gradients = (dx, ddt, dA, dB, dC, dD, dz, dbias, dstart, None)
-    return tuple(None if given is None else gradient for given, gradient in zip(tensors, gradients, strict=True))
+    return tuple(None if given is None else gradient for given, gradient in zip(residuals, gradients, strict=True))
 
 
 def _over_blocks(parts, ngroups, dtype):

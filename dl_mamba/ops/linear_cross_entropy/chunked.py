@@ -20,7 +20,7 @@ from dl_mamba.ops.sequence import size_of
 LOGITS = 2**26
 
 
-class Softmax:
+class Chunk:
     """What happens to the logits of a chunk, (tokens, rows); rows from `vocab_size` on are no tokens."""
 
     @staticmethod
@@ -39,6 +39,11 @@ class Softmax:
         dlogits = ops.where(target, probabilities - 1.0, probabilities) * dlosses[:, None]
         return ops.pad(ops.cast(dlogits, logits.dtype), [[0, 0], [0, rows - vocab_size]])
 
+    @staticmethod
+    def add_product(total: Any, dlogits: Any, x: Any) -> Any:
+        """total + dlogits^T x, (rows, d_model) float32; `total` is not needed any more."""
+        return total + ops.cast(ops.matmul(ops.transpose(dlogits), x), "float32")
+
 
 class _Sizes(NamedTuple):
     batch: Any
@@ -47,7 +52,7 @@ class _Sizes(NamedTuple):
     size: Any  # tokens of a row in a chunk
 
 
-def run(x, weight, targets, vocab_size, softmax=Softmax):
+def run(x, weight, targets, vocab_size, steps=Chunk):
     sizes = _sizes(x, weight.shape[0])
 
     def forward(x, weight, targets):
@@ -55,7 +60,7 @@ def run(x, weight, targets, vocab_size, softmax=Softmax):
 
         def step(carry, chunk):
             x, targets = chunk
-            return carry, softmax.losses(ops.matmul(_rows(x), table), _rows(targets), vocab_size)
+            return carry, steps.losses(ops.matmul(_rows(x), table), _rows(targets), vocab_size)
 
         nothing = ops.zeros((), dtype="float32")
         _, (losses, normalizer) = loop(step, (nothing,), (_cut(x, sizes), _cut(targets, sizes)))
@@ -63,21 +68,20 @@ def run(x, weight, targets, vocab_size, softmax=Softmax):
 
     def backward(residuals, gradients):
         x, weight, targets, normalizer = residuals
-        return (*_backward(x, weight, targets, normalizer, gradients[0], sizes, vocab_size, softmax), None)
+        return (*_backward(x, weight, targets, normalizer, gradients[0], sizes, vocab_size, steps), None)
 
     return with_gradient(forward, backward)(x, weight, targets)[0]
 
 
-def _backward(x, weight, targets, normalizer, dlosses, sizes, vocab_size, softmax):
+def _backward(x, weight, targets, normalizer, dlosses, sizes, vocab_size, steps):
     table = ops.cast(weight, x.dtype)
 
     def step(carry, chunk):
         x, targets, normalizer, dlosses = chunk
         x, targets, dlosses = _rows(x), _rows(targets), _rows(dlosses)
         logits = ops.matmul(x, ops.transpose(table))
-        dlogits = softmax.gradient(logits, targets, normalizer, dlosses, vocab_size)
-        dweight = carry[0] + ops.cast(ops.matmul(ops.transpose(dlogits), x), "float32")
-        return (dweight,), (ops.matmul(dlogits, table),)
+        dlogits = steps.gradient(logits, targets, normalizer, dlosses, vocab_size)
+        return (steps.add_product(carry[0], dlogits, x),), (ops.matmul(dlogits, table),)
 
     chunks = (_cut(x, sizes), _cut(targets, sizes), normalizer, _cut(dlosses, sizes))
     zeros = ops.zeros(weight.shape, dtype="float32")

@@ -6,6 +6,6 @@ from dl_mamba.ops.linear_cross_entropy import chunked
 
 
 def run(x, weight, targets, vocab_size):
-    from dl_mamba.ops.kernels.cross_entropy import Softmax
+    from dl_mamba.ops.kernels.cross_entropy import Chunk
 
-    return chunked.run(x, weight, targets, vocab_size, Softmax)
+    return chunked.run(x, weight, targets, vocab_size, Chunk)

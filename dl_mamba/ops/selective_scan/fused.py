@@ -32,6 +32,5 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
     from dl_mamba.ops.kernels.binding import bind
 
     A, D, dt_bias, state = (None if v is None else ops.cast(v, "float32") for v in (A, D, dt_bias, initial_state))
-    forward, backward, outputs = (partial(f, dt_softplus) for f in (kernels.forward, kernels.backward, kernels.outputs))
-    op = bind(forward, backward, kernels.ROWS, outputs)
+    op = bind(partial(kernels.forward, dt_softplus), partial(kernels.backward, dt_softplus), kernels.ROWS)
     return op(x, dt, A, B, C, D, z, dt_bias, state, flags_of(starts, mask))
