@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from harness import assert_close, numpy
+from harness import assert_close, numpy, values_and_gradients
 from keras import ops
 from model_harness import (
     BLOCKS,
@@ -423,3 +423,17 @@ def test_a_functional_model_takes_and_gives_state(family):
     wanted, wanted_state = oracle(layer, x, state)
     assert_close(y, wanted, FORWARD)
     assert_states_close(after, wanted_state)
+
+
+def test_a_projection_and_its_gradients_are_those_of_a_matrix_product(family):
+    layer = small_mixer(family, bias=True).in_proj
+    arrays = {"x": inputs(2, 3, D)} | {v.name: inputs(*v.shape, seed=i) for i, v in enumerate(layer.weights, 1)}
+    (came,), gradients = values_and_gradients(
+        lambda x, **weights: (layer.stateless_call([*weights.values()], [], x)[0],), arrays
+    )
+    x, kernel, bias = (a.astype("float64") for a in arrays.values())
+    assert_close(came, x @ kernel + bias, FORWARD)
+    dy = np.random.default_rng(0).normal(size=came.shape)  # what `values_and_gradients` projects on
+    wanted = {"x": dy @ kernel.T, "kernel": np.einsum("bli,blo->io", x, dy), "bias": dy.sum((0, 1))}
+    for name, gradient in wanted.items():
+        assert_close(gradients[name], gradient, GRADIENT)

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from dl_mamba.ops.numerics import plus, product
+
 
 class _Adapted:
     def load_own_variables(self, store: Any) -> None:
@@ -20,7 +22,11 @@ class _Adapted:
 
 
 class Projection(_Adapted, keras.layers.Dense):
-    """A Dense layer of a mixer."""
+    """A Dense layer of a mixer, without activation."""
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        y = product(inputs, ops.convert_to_tensor(self.kernel))
+        return y if self.bias is None else plus(y, ops.convert_to_tensor(self.bias))
 
 
 class TokenEmbedding(_Adapted, keras.layers.Embedding):

@@ -76,6 +76,25 @@ def plus(x: Tensor, w: Tensor) -> Tensor:
     return with_gradient(lambda x, w: ((x + w,), ()), backward)(x, w)[0]
 
 
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """x (..., c) times w (c, d).
+
+    On JAX on a CPU the gradient of w is written as the product of x, transposed, with the gradient of the result: of
+    what JAX writes by itself XLA transposes the latter, together with what computes it, one number at a time.
+    """
+    if not _jax_on_a_cpu(x) or x.dtype != w.dtype:
+        return ops.matmul(x, w)
+    import jax
+
+    def backward(tensors, gradients):
+        x, w = tensors
+        dy = jax.lax.optimization_barrier(gradients[0])
+        rows, drows = (ops.reshape(t, (-1, t.shape[-1])) for t in (x, dy))
+        return ops.matmul(dy, ops.transpose(w)), ops.matmul(ops.transpose(rows), drows)
+
+    return with_gradient(lambda x, w: ((ops.matmul(x, w),), (x, w)), backward)(x, w)[0]
+
+
 def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """y + a b, which torch puts in the place of y; for functions whose gradient is written by hand."""
     return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b
@@ -85,7 +104,7 @@ def _broadcast_rows(x: Tensor, w: Tensor) -> tuple[int, int, int] | None:
     """The shape of x as (before, along, after) the neighbouring axes that w lacks, where sums along them are slow."""
     narrow = (1,) * (len(x.shape) - len(w.shape)) + tuple(w.shape)
     axes = [i for i, size in enumerate(narrow) if size == 1 and x.shape[i] != 1]
-    if not axes or not _sums_are_slow(x) or axes[-1] - axes[0] >= len(axes):
+    if not axes or not _jax_on_a_cpu(x) or axes[-1] - axes[0] >= len(axes):
         return None
     first, behind = axes[0], axes[-1] + 1
     return math.prod(x.shape[:first]), math.prod(x.shape[first:behind]), math.prod(x.shape[behind:])
@@ -97,12 +116,12 @@ def _summed(dy: Tensor, rows: tuple[int, int, int], shape: tuple[int, ...]) -> T
 
 def scaled_rows(x: Tensor, w: Tensor) -> Tensor:
     """x (..., c) times w (...), of which on JAX on a CPU the gradient is a dot product, for the reason above."""
-    return ops.einsum("...c,...->...c", x, w) if _sums_are_slow(x) else x * w[..., None]
+    return ops.einsum("...c,...->...c", x, w) if _jax_on_a_cpu(x) else x * w[..., None]
 
 
 def sum_of_rows(x: Tensor) -> Tensor:
     """Sum over the last axis but one, as a product with ones where that is the faster way."""
-    if not _sums_are_slow(x):
+    if not _jax_on_a_cpu(x):
         return ops.sum(x, axis=-2)
     import jax
 
@@ -113,11 +132,11 @@ def sum_of_rows(x: Tensor) -> Tensor:
 
 def mean_square(x: Tensor) -> Tensor:
     """Mean of x^2 over the last axis, which goes."""
-    total = ops.einsum("...c,...c->...", x, x) if _sums_are_slow(x) else ops.sum(ops.square(x), axis=-1)
+    total = ops.einsum("...c,...c->...", x, x) if _jax_on_a_cpu(x) else ops.sum(ops.square(x), axis=-1)
     return total / x.shape[-1]
 
 
-def _sums_are_slow(x: Tensor) -> bool:
+def _jax_on_a_cpu(x: Tensor) -> bool:
     return keras.backend.backend() == "jax" and not on_accelerator(x)
 
 
