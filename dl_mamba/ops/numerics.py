@@ -80,9 +80,10 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     """x (..., c) times w (c, d).
 
     On JAX on a CPU the gradient of w is written as the product of x, transposed, with the gradient of the result: of
-    what JAX writes by itself XLA transposes the latter, together with what computes it, one number at a time.
+    what JAX writes by itself XLA transposes the latter, together with what computes it, one number at a time. Not so in
+    half precision, where the barrier would round it.
     """
-    if not _jax_on_a_cpu(x) or x.dtype != w.dtype:
+    if not _jax_on_a_cpu(x) or not x.dtype == w.dtype == "float32":
         return ops.matmul(x, w)
     import jax
 
