@@ -25,7 +25,7 @@ from model_harness import (
 )
 
 import dl_mamba
-from dl_mamba.layers import CausalConv1D, MixerState
+from dl_mamba.layers import CausalConv1D, MixerState, adapted
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -437,3 +437,24 @@ def test_a_projection_and_its_gradients_are_those_of_a_matrix_product(family):
     wanted = {"x": dy @ kernel.T, "kernel": np.einsum("bli,blo->io", x, dy), "bias": dy.sum((0, 1))}
     for name, gradient in wanted.items():
         assert_close(gradients[name], gradient, GRADIENT)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_product_for_each_part_of_a_projection_equals_one_for_all(family, policy, monkeypatch):
+    layer = small_mixer(family, bias=True, dtype=policy)
+    layer.in_proj.enable_lora(2)
+    perturb(layer)
+    x = ops.cast(inputs(2, 5, D), layer.compute_dtype)
+    results = []
+    for whether in (False, True):
+        monkeypatch.setattr(adapted, "on_accelerator", lambda _, whether=whether: whether)
+        parts = layer.in_proj.parts(x, 3, 0, layer.in_proj.units - 3)
+        assert [tuple(part.shape[1:]) for part in parts] == [(5, 3), (5, 0), (5, layer.in_proj.units - 3)]
+        assert {keras.backend.standardize_dtype(part.dtype) for part in parts} == {layer.compute_dtype}
+        results.append((numpy(layer(x)), weight_gradients(layer, lambda: projected(layer(x)))))
+    (wanted, wanted_gradients), (came, gradients) = results
+    forward, backward = (FORWARD, GRADIENT) if policy == "float32" else (0.03, 0.1)
+    assert_close(came, wanted, forward)
+    assert gradients.keys() == wanted_gradients.keys()
+    for name, gradient in gradients.items():
+        assert_close(gradient, wanted_gradients[name], backward)

@@ -33,7 +33,7 @@ from dl_mamba.ops.linear_cross_entropy import IMPLEMENTATIONS, chunked, linear_c
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Two tokens of 16 rows, or one of each row of the batch, at a time."""
-    monkeypatch.setattr(chunked, "LOGITS", 32)
+    monkeypatch.setattr(chunked.Chunk, "LOGITS", 32)
 
 
 def drawn(length=7, dtype="float32"):
@@ -49,9 +49,10 @@ def run(arrays, targets, implementation, **options):
     return values_and_gradients(losses, arrays, **options)
 
 
-@pytest.mark.parametrize("logits", [1, 100, chunked.LOGITS])
-def test_any_chunk_equals_the_float64_definition_values_and_gradients(logits, monkeypatch):
-    monkeypatch.setattr(chunked, "LOGITS", logits)
+@pytest.mark.parametrize(("logits", "multiple"), [(1, 1), (100, 16), (100, 20), (chunked.Chunk.LOGITS, 1)])
+def test_any_chunk_equals_the_float64_definition_values_and_gradients(logits, multiple, monkeypatch):
+    monkeypatch.setattr(chunked.Chunk, "MULTIPLE", multiple)
+    monkeypatch.setattr(chunked.Chunk, "LOGITS", logits)
     with float64_enabled():
         wanted = run(*drawn(dtype="float64"), "reference")
     assert wanted[0][0].dtype == "float64"
@@ -146,7 +147,7 @@ BATCH, LENGTH, VOCABULARY = 4, 32, 97
 
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 def test_no_tensor_of_a_train_step_is_as_large_as_all_logits(implementation, monkeypatch):
-    monkeypatch.setattr(chunked, "LOGITS", BATCH * VOCABULARY * 4)
+    monkeypatch.setattr(chunked.Chunk, "LOGITS", BATCH * VOCABULARY * 4)
     model = MODELS["mamba"](vocab_size=VOCABULARY, d_model=4, num_layers=1, d_state=2, dt_rank=2)
     monkeypatch.setitem(IMPLEMENTATIONS, "chunked", IMPLEMENTATIONS[implementation])
     model.compile("adamw", run_eagerly=True)
@@ -201,7 +202,10 @@ LARGEST = {"jax": largest_on_jax, "torch": largest_on_torch, "tensorflow": large
 @pytest.mark.gpu
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_the_kernels_equal_the_portable_program(dtype, tolerance):
+def test_the_kernels_equal_the_portable_program(dtype, tolerance, monkeypatch):
+    from dl_mamba.ops.kernels.cross_entropy import Chunk
+
+    monkeypatch.setattr(Chunk, "LOGITS", 60 * 9008)  # four chunks
     rng = np.random.default_rng(0)
     arrays = {"x": rng.normal(size=(3, 70, 64)), "weight": 0.3 * rng.normal(size=(9008, 64))}
     targets = rng.integers(0, 9001, (3, 70)).astype("int32")

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.ops.numerics import plus, product
+from dl_mamba.ops.numerics import barrier, plus, product
+from dl_mamba.ops.sequence import on_accelerator, split_channels
 
 
 class _Adapted:
@@ -27,6 +28,21 @@ class Projection(_Adapted, keras.layers.Dense):
     def call(self, inputs: Any, training: Any = None) -> Any:
         y = product(inputs, ops.convert_to_tensor(self.kernel))
         return y if self.bias is None else plus(y, ops.convert_to_tensor(self.bias))
+
+    def parts(self, inputs: Any, *sizes: int) -> list[Any]:
+        """The output, cut into parts of these sizes along its last axis.
+
+        On an accelerator each part is a product of its own with columns of the kernel: a kernel of Triton needs its
+        inputs without gaps, and the gradients of parts of one product have to be joined.
+        """
+        if self.quantization_mode is not None or inputs.shape[1] == 1 or not on_accelerator(inputs):
+            return split_channels(self(inputs), *sizes)
+        kernels = split_channels(ops.cast(self.kernel, self.compute_dtype), *sizes)
+        outputs = [ops.matmul(*barrier((inputs, kernel))) for kernel in kernels]  # XLA would make one product of them
+        if self.bias is None:
+            return outputs
+        biases = split_channels(ops.cast(self.bias, self.compute_dtype), *sizes)
+        return [output + bias for output, bias in zip(outputs, biases, strict=True)]
 
 
 class TokenEmbedding(_Adapted, keras.layers.Embedding):

@@ -10,8 +10,9 @@ from keras import ops
 from dl_mamba.config import MambaMixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
-from dl_mamba.layers.mixer import Mixer, MixerState, split_channels
+from dl_mamba.layers.mixer import Mixer, MixerState
 from dl_mamba.ops import gated_rms_norm, selective_scan
+from dl_mamba.ops.sequence import split_channels
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -92,7 +93,7 @@ class MambaLayer(Mixer):
 
     def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
-        x, z = split_channels(self.in_proj(x), c.d_inner, c.d_inner)
+        x, z = self.in_proj.parts(x, c.d_inner, c.d_inner)
         x, conv = self.conv1d(x, mask=mask, state=conv, segment_ids=segment_ids)
         dt, B, C = split_channels(self.x_proj(x), c.dt_width, c.d_state, c.d_state)
         if c.bcdt_norm_epsilon is not None:

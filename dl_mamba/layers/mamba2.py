@@ -10,9 +10,10 @@ from keras import ops
 from dl_mamba.config import Mamba2MixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
-from dl_mamba.layers.mixer import Mixer, MixerState, split_channels
+from dl_mamba.layers.mixer import Mixer, MixerState
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.ops import ssd
+from dl_mamba.ops.sequence import split_channels
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -95,8 +96,8 @@ class Mamba2Layer(Mixer):
 
     def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
-        parts = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
-        mlp_gate, mlp, z, xBC, dt = split_channels(self.in_proj(x), *parts)
+        sizes = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
+        mlp_gate, mlp, z, xBC, dt = self.in_proj.parts(x, *sizes)
         xBC, conv = self.conv1d(xBC, mask=mask, state=conv, segment_ids=segment_ids)
         return self.recurrence_inputs(z, xBC, dt), (z, mlp_gate, mlp), conv
 

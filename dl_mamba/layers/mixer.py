@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import keras
@@ -132,16 +131,6 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
 
     def _float32_weight(self, name: str, shape: tuple[int, ...], initializer: Any) -> keras.Variable:
         return self.add_weight(name=name, shape=shape, initializer=initializer, dtype="float32", autocast=False)
-
-
-def split_channels(x: Any, *sizes: int) -> list[Any]:
-    """Slices of the last axis of these sizes."""
-    ends = list(accumulate(sizes))
-    if keras.backend.backend() == "jax":
-        return ops.split(x, ends[:-1], axis=-1)  # its gradient is one concatenation
-    if keras.backend.backend() == "torch":
-        return list(x.split(sizes, dim=-1))  # Keras reads the sizes out of a tensor, which ends a trace
-    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]  # exports with unknown lengths
 
 
 def check_state(name: str, state: Any, shapes: MixerState) -> None:

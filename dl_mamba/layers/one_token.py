@@ -13,8 +13,9 @@ from typing import Any
 
 from keras import ops
 
-from dl_mamba.layers.mixer import MixerState, split_channels
+from dl_mamba.layers.mixer import MixerState
 from dl_mamba.ops import dispatch
+from dl_mamba.ops.sequence import split_channels
 
 _asked: ContextVar[bool] = ContextVar("dl_mamba_fused_token", default=False)
 

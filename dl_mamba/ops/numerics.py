@@ -96,6 +96,15 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     return with_gradient(lambda x, w: ((ops.matmul(x, w),), (x, w)), backward)(x, w)[0]
 
 
+def barrier(tensors: Any) -> Any:
+    """The same tensors; on JAX XLA computes them by themselves, and takes no two of them for the same one."""
+    if keras.backend.backend() != "jax":
+        return tensors
+    import jax
+
+    return jax.lax.optimization_barrier(tensors)
+
+
 def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """y + a b, which torch puts in the place of y; for functions whose gradient is written by hand."""
     return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b

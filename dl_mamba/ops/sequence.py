@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import keras
@@ -29,6 +30,16 @@ def padded(tensor: Tensor, count: Any) -> Tensor:
     if isinstance(count, int) and count == 0:
         return tensor  # torch would copy it
     return ops.pad(tensor, [[0, 0], [0, count], *[[0, 0]] * (len(tensor.shape) - 2)])
+
+
+def split_channels(x: Tensor, *sizes: int) -> list[Tensor]:
+    """Slices of the last axis of these sizes."""
+    ends = list(accumulate(sizes))
+    if keras.backend.backend() == "jax":
+        return ops.split(x, ends[:-1], axis=-1)  # its gradient is one concatenation
+    if keras.backend.backend() == "torch":
+        return list(x.split(sizes, dim=-1))  # Keras reads the sizes out of a tensor, which ends a trace
+    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]  # exports with unknown lengths
 
 
 def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ WARPS = 8
 class Chunk:
     """As `chunked.Chunk`."""
 
+    LOGITS = 2**27  # no float32 copy is made of them
+    MULTIPLE = 128  # XLA cuts the sum over rows in parts, and would copy table and logits each time to make them even
+
     @staticmethod
     def losses(logits: Any, targets: Any, vocab_size: int) -> tuple[Any, Any]:
         tokens, rows = logits.shape

@@ -2,8 +2,9 @@
 
 For a token and channel it reads x, dt (and z) and writes y; B and C are read once for R E channels. Work: one exp2,
 four multiplications or additions for each state. A thread holds N / 4 states of R channels, so that sums over states
-take two exchanges. The inputs of K tokens are loaded before the first is used. If STORE, the state before every EVERY
-tokens is written for the backward pass, and nothing else. QUICK, for bfloat16 and 16 states: two tokens at a time, of
+take two exchanges. The inputs of K tokens are loaded before the first is used. If EVERY is not 0, the state before each
+EVERY tokens is written. If SEGMENT is not 0, a program walks over so many tokens from a state that was written so, and
+writes nothing but more states, for the backward pass. QUICK, for bfloat16 and 16 states: two tokens at a time, of
 which every lane computes one channel's step size, gate and output once (`scan_lanes`).
 """
 
@@ -63,21 +64,26 @@ def scan_forward(
     HAS_BIAS: tl.constexpr,
     HAS_START: tl.constexpr,
     HAS_FLAGS: tl.constexpr,
-    STORE: tl.constexpr,
+    SEGMENT: tl.constexpr,
     WHOLE: tl.constexpr,
     QUICK: tl.constexpr,
 ):
-    """y (b, l, d) and the last state (b, d, n) float32; or the states before every EVERY tokens."""
+    """y (b, l, d), the last state (b, d, n) float32, and states; of a segment the states alone."""
     blocks: tl.constexpr = (CHANNELS + R * E - 1) // (R * E)
     PAIR: tl.constexpr = 2 if QUICK else 1
-    row = (tl.program_id(0) // blocks).to(tl.int64)
+    segments = tl.cdiv(length, SEGMENT) if SEGMENT else 1
+    walk = (tl.program_id(0) // blocks).to(tl.int64)
+    row = walk // segments
     block = tl.program_id(0) % blocks
     own, late = owners(block, R, E, QUICK)
     group = block * (R * E) // (CHANNELS // G)
     at, exists = states_of(channels_of(block, R, E), N, BN, CHANNELS)
     rates = tl.load(A + at, mask=exists, other=0.0) * LOG2E
     state = tl.zeros((E, BN, R), tl.float32)
-    if HAS_START:
+    tile = saved_states(R, BN, E)
+    if SEGMENT:
+        state = tl.load(start + (walk * blocks + block) * (R * BN * E) + tile)
+    elif HAS_START:
         state = tl.load(start + row * CHANNELS * N + at, mask=exists, other=0.0).to(tl.float32)
     offset = tl.zeros(own.shape, tl.float32)
     if HAS_BIAS:
@@ -92,8 +98,10 @@ def scan_forward(
     y += first * CHANNELS
     B += first * B_TOKEN + group * N
     C += first * C_TOKEN + group * N
-    tile = saved_states(R, BN, E)
-    parts = tl.cdiv(length, K)
+    begin, parts = 0, tl.cdiv(length, K)
+    if SEGMENT:
+        begin = (walk % segments).to(tl.int32) * (SEGMENT // K)
+        parts = tl.minimum(begin + SEGMENT // K, parts)
     loaded = load_tokens(
         x,
         dt,
@@ -103,7 +111,7 @@ def scan_forward(
         C,
         own,
         late,
-        0,
+        begin,
         length,
         X_TOKEN,
         DT_TOKEN,
@@ -119,7 +127,7 @@ def scan_forward(
         WHOLE,
         QUICK,
     )
-    for part in range(parts):
+    for part in range(begin, parts):
         coming = load_tokens(
             x,
             dt,
@@ -159,21 +167,24 @@ def scan_forward(
                     size = tl.where(flag < 2.0, size, 0.0)
                 sizes, added, outs = for_states(size, QUICK), for_states(size * value, QUICK), ()
                 for j in tl.static_range(PAIR):
-                    if STORE and (i * PAIR + j) % EVERY == 0:
+                    if EVERY and (i * PAIR + j) % EVERY == 0:
                         place = ((row * tl.cdiv(length, EVERY) + token // EVERY) * blocks + block) * (R * BN * E)
-                        store(saved + place + tile, state, token < length, WHOLE)
+                        if EVERY <= K:
+                            store(saved + place + tile, state, token < length, WHOLE)
+                        elif part % (EVERY // K) == 0:
+                            tl.store(saved + place + tile, state)
                     decay = tl.exp2(sizes[j] * rates)
                     if HAS_FLAGS:
                         flag = tl.load(flags + first + token + j, mask=token + j < length, other=2.0)
                         decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
                     state = decay * state + added[j] * widened(writes[i * PAIR + j])[None, :, None]
                     outs = outs + (state * widened(reads[i * PAIR + j])[None, :, None],)
-                if not STORE:
+                if not SEGMENT:
                     out = over_states(outs, QUICK) + skip * value
                     if HAS_Z:
                         gate = gates[i].to(tl.float32)
                         out *= gate * gate_opening(gate, QUICK)
                     store(y + token * CHANNELS + (late * CHANNELS + own), out, (own < CHANNELS) & real, WHOLE)
         loaded = coming
-    if not STORE:
+    if not SEGMENT:
         tl.store(end + row * CHANNELS * N + at, state, mask=exists)

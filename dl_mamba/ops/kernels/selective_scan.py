@@ -14,10 +14,12 @@ from dl_mamba.ops.kernels.binding import over_rows
 from dl_mamba.ops.kernels.launch import aligned, launch, packed, token_stride
 from dl_mamba.ops.kernels.scan_backward import scan_backward
 from dl_mamba.ops.kernels.scan_forward import scan_forward
+from dl_mamba.ops.numerics import barrier
 
 # E: channels side by side in a warp, R: channels of a thread, K: tokens that are loaded together
 FORWARD = {"E": 8, "R": 2, "K": 8}
 BACKWARD = {"E": 8, "R": 2, "K": 4}  # and as many between the states that it begins with
+SEGMENT = 128  # tokens that the gradient can compute the states of without those before
 LANES_OF = "3.6."  # versions of triton that lay tiles as `scan_lanes` takes for granted; a test looks
 ROWS = (True, True, False, True, True, False, True, False, True, True)  # the tensors that go over the batch
 Tensor = Any
@@ -68,31 +70,38 @@ class Call:
         return [x, dt, A, B, C, given[0], z, given[1], given[2], given[3]], constants
 
 
+def outputs(softplus: bool, *tensors: Tensor):
+    """(y, final state)."""
+    return _walk(Call(tensors, softplus))[:2]
+
+
 def forward(softplus: bool, *tensors: Tensor):
     """(y, final state), and what `backward` needs."""
-    return _forward(Call(tensors, softplus), store=False)[:2], tensors
+    y, end, starts = _walk(Call(tensors, softplus), SEGMENT)
+    return (y, end), (*tensors, starts)
 
 
-def _forward(call, store):
-    """(y, final state, nothing), or if `store` (nothing, nothing, the states that `scan_backward` begins with)."""
+def _walk(call, every=0, starts=None):
+    """(y, final state, the states before every `every` tokens), or from `starts`, those of segments, the last alone."""
     batch, length, channels, d_state, _ = call.sizes
-    every = BACKWARD["K"]
-    fewest = every if store else 1
-    inputs, constants = call.prepared({**FORWARD, "K": max(fewest, min(FORWARD["K"], 1 << (length - 1).bit_length()))})
+    least = min(every, BACKWARD["K"])
+    inputs, constants = call.prepared({**FORWARD, "K": max(least, min(FORWARD["K"], 1 << (length - 1).bit_length()))})
     x, start = inputs[0], call.tensors[8]
     blocks = -(-channels // (constants["R"] * constants["E"]))
-    shapes = tuple(x.shape), (batch, channels, d_state), (1,)
-    if store:
-        shapes = (1,), (1,), (batch * -(-length // every) * blocks, constants["R"], constants["BN"], constants["E"])
-    dtypes = standardize_dtype(x.dtype), "float32", "float32" if constants["EXACT"] else "bfloat16"
+    kept = (batch * -(-length // every) * blocks, constants["R"], constants["BN"], constants["E"]) if every else (1,)
+    whole = starts is None
     return launch(
         scan_forward,
-        (batch * blocks,),
-        [*inputs, length],
-        [*zip(shapes, dtypes, strict=True)],
-        over={} if start is None or store else {8: 1},
-        HAS_START=start is not None,
-        STORE=store,
+        (batch * blocks if whole else starts.shape[0],),
+        [*inputs[:8], inputs[8] if whole else starts, inputs[9], length],
+        [
+            (tuple(x.shape) if whole else (1,), standardize_dtype(x.dtype)),
+            ((batch, channels, d_state) if whole else (1,), "float32"),
+            (kept, "float32" if whole or constants["EXACT"] else "bfloat16"),
+        ],
+        over={8: 1} if whole and not every and start is not None else {},
+        HAS_START=whole and start is not None,
+        SEGMENT=0 if whole else SEGMENT,
         EVERY=every,
         **constants,
     )
@@ -100,8 +109,9 @@ def _forward(call, store):
 
 def backward(softplus: bool, copies: int | None, residuals, gradients):
     """Gradients of the arguments of `forward`; None for what was not given."""
-    call = Call(residuals, softplus)
-    saved = _forward(call, store=True)[2]
+    *tensors, starts = residuals
+    call = Call(tuple(tensors), softplus)
+    saved = _walk(call, BACKWARD["K"], starts)[2]
     (x, dt, A, B, C, D, z, bias, _, flags), constants = call.prepared(BACKWARD)
     batch, length, channels, d_state, ngroups = call.sizes
     dtype = standardize_dtype(x.dtype)
@@ -129,11 +139,12 @@ def backward(softplus: bool, copies: int | None, residuals, gradients):
     dB, dC = (_over_blocks(part, ngroups, standardize_dtype(M.dtype)) for part, M in ((dB, B), (dC, C)))
     dA, dD, dbias = (over_rows(part, copies) for part in (dA, dD, dbias))
     gradients = (dx, ddt, dA, dB, dC, dD, dz, dbias, dstart, None)
-    return tuple(None if given is None else gradient for given, gradient in zip(residuals, gradients, strict=True))
+    return tuple(None if given is None else gradient for given, gradient in zip(tensors, gradients, strict=True))
 
 
 def _over_blocks(parts, ngroups, dtype):
     """(blocks, b, l, n) -> (b, l, g, n): the blocks of channels of each group are summed."""
     blocks, batch, length, d_state = parts.shape
     parts = ops.reshape(parts, (ngroups, blocks // ngroups, batch, length, d_state))
-    return ops.cast(ops.moveaxis(ops.sum(parts, axis=1), 0, 2), dtype)
+    total = ops.cast(ops.moveaxis(ops.sum(parts, axis=1), 0, 2), dtype)
+    return barrier(total)  # as part of the loop that joins it with other gradients it would take twice as long

@@ -15,13 +15,14 @@ from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import loop
 from dl_mamba.ops.sequence import size_of
 
-# Logits at a time. 1,300 tokens of 50,000 words: enough that the products run at full speed and that what is read and
-# written for each chunk, the gradient of the weight, stays below the logits; 256 MiB for each float32 copy of them.
-LOGITS = 2**26
-
 
 class Chunk:
     """What happens to the logits of a chunk, (tokens, rows); rows from `vocab_size` on are no tokens."""
+
+    # Logits at a time. 1,300 tokens of 50,000 words: enough that the products run at full speed and that what is read
+    # and written for each chunk, the gradient of the weight, stays below the logits; 256 MiB for each float32 copy.
+    LOGITS = 2**26
+    MULTIPLE = 1  # of rows in the products of the gradient
 
     @staticmethod
     def losses(logits: Any, targets: Any, vocab_size: int) -> tuple[Any, Any]:
@@ -53,7 +54,7 @@ class _Sizes(NamedTuple):
 
 
 def run(x, weight, targets, vocab_size, steps=Chunk):
-    sizes = _sizes(x, weight.shape[0])
+    sizes = _sizes(x, weight.shape[0], steps.LOGITS)
 
     def forward(x, weight, targets):
         table = ops.transpose(ops.cast(weight, x.dtype))
@@ -74,7 +75,10 @@ def run(x, weight, targets, vocab_size, steps=Chunk):
 
 
 def _backward(x, weight, targets, normalizer, dlosses, sizes, vocab_size, steps):
+    rows = weight.shape[0]
     table = ops.cast(weight, x.dtype)
+    if rows % steps.MULTIPLE:
+        table = ops.pad(table, [[0, -rows % steps.MULTIPLE], [0, 0]])
 
     def step(carry, chunk):
         x, targets, normalizer, dlosses = chunk
@@ -84,15 +88,17 @@ def _backward(x, weight, targets, normalizer, dlosses, sizes, vocab_size, steps)
         return (steps.add_product(carry[0], dlogits, x),), (ops.matmul(dlogits, table),)
 
     chunks = (_cut(x, sizes), _cut(targets, sizes), normalizer, _cut(dlosses, sizes))
-    zeros = ops.zeros(weight.shape, dtype="float32")
+    zeros = ops.zeros(table.shape, dtype="float32")
     (dweight,), (dx,) = loop(step, (zeros,), chunks)
-    return _joined(dx, sizes), ops.cast(dweight, standardize_dtype(weight.dtype))
+    return _joined(dx, sizes), ops.cast(dweight[:rows], standardize_dtype(weight.dtype))
 
 
-def _sizes(x: Any, rows: int) -> _Sizes:
-    """Equal chunks of at most `LOGITS` logits, or of one token of each row."""
+def _sizes(x: Any, rows: int, logits: int) -> _Sizes:
+    """Equal chunks of at most so many logits, or of one token of each row."""
     batch, length = size_of(x, 0), size_of(x, 1)
-    count = 1 + batch * length // max(1, LOGITS // rows)
+    count = 1 + (batch * length - 1) // max(1, logits // rows)
+    if isinstance(count, int):
+        count = 1 << (count - 1).bit_length()  # nothing is left over of the usual lengths
     size = -(-length // count)
     return _Sizes(batch, length, -(-length // size), size)
 
