@@ -17,6 +17,7 @@ from dl_mamba import variants
 from dl_mamba.backend import choose_backend
 from dl_mamba.cli.app import app
 from dl_mamba.heads.text_classifier import Classifier
+from dl_mamba.ops.kernels.availability import unavailable
 
 GOOD = "text,label\n" + "".join(f"fine {i},good\npoor {i},bad\n" for i in range(6))
 
@@ -242,6 +243,13 @@ def test_info_names_backend_versions_and_implementations():
     assert result.exit_code == 0
     for expected in (keras.__version__, keras.backend.backend(), "implementations of ssd", "reference, chunked"):
         assert expected in result.stdout
+
+
+@pytest.mark.skipif(unavailable() is None, reason="the kernels can run here")
+def test_info_says_why_there_are_no_kernels_to_check():
+    result = _call("info", "--check")
+    assert result.exit_code == 2
+    assert f"Error: there are no kernels to check: {unavailable()}." in result.stderr
 
 
 def test_help_lists_the_commands():

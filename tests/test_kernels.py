@@ -580,13 +580,15 @@ for before in (False, True):
     arrays = float32(norm_arrays(True))
     norm = lambda **a: (gated_rms_norm(**a, ngroups=2, norm_before_gate=before),)
     compare(lambda: values_and_gradients(norm, arrays))
+from dl_mamba.ops.kernels.self_check import check_kernels
+assert check_kernels(1, 3, 64, ["float32"]) == {}
 """
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="Triton interprets kernels on tensors of torch")
 @pytest.mark.skipif(not installed("triton"), reason="triton is not installed")
-def test_the_kernels_interpreted_on_a_cpu_equal_the_portable_program():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+def test_the_kernels_interpreted_on_a_cpu_equal_the_portable_program(tmp_path):
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "KERAS_HOME": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(__file__), *sys.path])
     ran = subprocess.run(
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False

@@ -222,11 +222,13 @@ def variants(family: options.Family = None) -> None:
 
 
 @app.command()
-def info() -> None:
+def info(check: options.Check = False) -> None:
     """Show versions, backend, devices and the implementations of each op."""
     with session():
-        from dl_mamba.pipelines.environment import describe
+        from dl_mamba.pipelines.environment import check_kernels, describe
 
+        if check:
+            check_kernels()
         found = describe()
     show(
         {

@@ -20,6 +20,12 @@ Directions = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="Model file that dl-mamba train wrote.", show_default=False)]
 Column = Annotated[str | None, typer.Option(help="Name of the column in the file's header.", show_default=False)]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Compare the GPU kernels with the portable program; what is wrong is not used any more."
+    ),
+]
 Family = Annotated[str | None, typer.Option(help="mamba or mamba2.", show_default=False)]
 Source = Annotated[
     str, typer.Argument(help="Folder, hub repository such as state-spaces/mamba-130m-hf, or .keras file.")

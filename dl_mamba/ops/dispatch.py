@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from dl_mamba.ops.kernels.availability import refusal_of
+from dl_mamba.ops.kernels.availability import refusal_of, rejected, rejections
 
 PORTABLE = "chunked"
 FUSED = "triton"
@@ -92,10 +92,10 @@ def choose(
     _check(name, (*table, "auto"))
     if name == "auto":
         name = FUSED if FUSED in table else PORTABLE
-        if name == FUSED and (reason := refusal()):
+        if name == FUSED and (reason := refusal() or rejected(op)):
             logging.getLogger("dl_mamba").debug("%s runs without its kernels: %s", op, reason)
             name = PORTABLE
-    elif name == FUSED and (reason := refusal()):
+    elif name == FUSED and (reason := refusal() or rejected(op)):
         raise ValueError(f"implementation={FUSED!r} of {op} cannot run: {reason}. 'auto' takes what can.")
     _last[op] = name
     if keras.backend.backend() == "jax":
@@ -105,7 +105,7 @@ def choose(
 
 def kernels_take(*tensors: Any) -> bool:
     """Whether kernels that stand for several ops may run here, and can take these tensors."""
-    return _forced.get() in (None, FUSED) and refusal_of(*tensors) is None
+    return _forced.get() in (None, FUSED) and refusal_of(*tensors) is None and not rejections()
 
 
 @cache

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import platform
-from importlib import metadata
 from typing import Any
 
 import keras
 
 from dl_mamba import variants
-from dl_mamba.ops.kernels.availability import unavailable
+from dl_mamba.ops.kernels.availability import rejections, unavailable, version_of
 from dl_mamba.pipelines.errors import InputError
 
 OPS = ("selective_scan", "ssd", "causal_conv1d", "gated_rms_norm")
@@ -26,7 +25,7 @@ def versions() -> dict[str, str]:
     ['backend', 'dl-mamba']
     """
     backend = keras.config.backend()
-    found = {name: _version(name) for name in ("dl-mamba", "keras", "numpy")}
+    found = {name: version_of(name) for name in ("dl-mamba", "keras", "numpy")}
     library = getattr(importlib.import_module(backend), "__version__", "unknown")
     return {"python": platform.python_version(), **found, "backend": f"{backend} {library}"}
 
@@ -62,7 +61,7 @@ def implementations() -> dict[str, list[str]]:
 
 
 def kernels() -> str:
-    """`"available"`, or why the Triton kernels cannot run here.
+    """`"available"`, those among them that failed `check_kernels`, or why the Triton kernels cannot run here.
 
     Example:
 
@@ -70,7 +69,31 @@ def kernels() -> str:
     >>> isinstance(kernels(), str)
     True
     """
-    return unavailable() or "available"
+    wrong = "".join(f"; {op} is not used: {reason}" for op, reason in rejections().items())
+    return unavailable() or f"available{wrong}"
+
+
+def check_kernels() -> dict[str, str]:
+    """Compare the Triton kernels with the portable program on this GPU; ops whose kernels are wrong do not take them.
+
+    Returns:
+        what is wrong, by op; nothing if all is right.
+
+    Raises:
+        InputError: no kernel can run here.
+
+    Example:
+
+    >>> from dl_mamba.pipelines.environment import check_kernels
+    >>> callable(check_kernels)
+    True
+    """
+    reason = unavailable()
+    if reason:
+        raise InputError(f"there are no kernels to check: {reason}.")
+    from dl_mamba.ops.kernels import self_check
+
+    return self_check.check_kernels()
 
 
 def describe() -> dict[str, Any]:
@@ -121,10 +144,3 @@ def variant_rows(family: str | None = None) -> list[dict[str, Any]]:
         }
         for name, config in configs.items()
     ]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import os
 from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,10 +24,63 @@ def unavailable() -> str | None:
     return _found()
 
 
+def rejected(op: str) -> str | None:
+    """Why the kernels of an op are not used though they can run: `check_kernels` found them wrong on this machine."""
+    return rejections().get(op)
+
+
 if keras.backend.backend() == "torch":
     import torch
 
-    torch.compiler.assume_constant_result(unavailable)  # it looks for libraries and devices, which cannot be traced
+    for question in (unavailable, rejected):  # they look for libraries, devices and files, which cannot be traced
+        torch.compiler.assume_constant_result(question)
+
+
+@cache
+def rejections() -> dict[str, str]:
+    """What `check_kernels` found wrong, by op, with this GPU and these versions of the libraries."""
+    known = {} if unavailable() else _all_rejections()
+    return known.get(installation(), {}) if known else {}
+
+
+def reject(found: dict[str, str]) -> None:
+    """Keep what `check_kernels` found wrong, in Keras's folder."""
+    path, text = _file(), json.dumps(_all_rejections() | {installation(): found}, indent=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+    rejections.cache_clear()
+
+
+def _all_rejections() -> dict[str, dict[str, str]]:
+    try:
+        return json.loads(_file().read_text())
+    except OSError:  # none is there, or none that this user can read
+        return {}
+    except ValueError:
+        logging.getLogger("dl_mamba").warning("%s is no JSON: nothing is known of kernels that are wrong", _file())
+        return {}
+
+
+def _file() -> Path:
+    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "dl_mamba_kernels.json"
+
+
+def installation() -> str:
+    """The GPU and the versions of what makes a kernel."""
+    backend = keras.backend.backend()
+    packages = ("dl-mamba", "triton", backend, *_bridge(backend))
+    device = _torch_name() if backend == "torch" else _jax_name()
+    return ", ".join([device, *(f"{name} {version_of(name)}" for name in packages)])
+
+
+def version_of(distribution: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @cache
@@ -60,6 +117,18 @@ def interpreted() -> bool:
 
 def _bridge(backend: str) -> tuple[str, ...]:
     return ("jax_triton",) if backend == "jax" else ()
+
+
+def _torch_name() -> str:
+    import torch
+
+    return "interpreter" if interpreted() else torch.cuda.get_device_name()
+
+
+def _jax_name() -> str:
+    import jax
+
+    return jax.devices()[0].device_kind
 
 
 def _torch_device() -> str | None:
