@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,8 +19,7 @@ from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
 from dl_mamba.ops.selective_scan import selective_scan
 from dl_mamba.ops.ssd import ssd
 
-# Largest |error| / |result|, Euclidean: far above the roundings of inputs and sums, far below what wrong programs give.
-ALLOWED = {"float32": 1e-3, "bfloat16": 3e-2}
+ALLOWED = {"float32": 1e-3, "bfloat16": 5e-2}  # far above roundings, far below what one wrong tile of a matrix gives
 Arrays = dict[str, np.ndarray]
 
 
@@ -30,7 +30,8 @@ def check_kernels(
 
     Ops whose kernels are wrong take the portable program from then on, with this GPU and these versions of the
     libraries, and `implementation="triton"` of them raises. The inputs are random and fill an H100; on torch the
-    memory that the kernels write to holds NaN before.
+    memory that the kernels write to holds NaN before. Of each tensor the worst row (along its last axis) counts: the
+    length of its error over the sum of its own length and that of a usual row.
 
     Returns:
         what is wrong, by op; nothing if all is right.
@@ -39,7 +40,6 @@ def check_kernels(
     found = {}
     for op, run, wide, narrow in _cases(batch, length, channels):
         for dtype in dtypes:
-            _poison(8 * batch * length * channels)
             wrong = _difference(run, wide, narrow, dtype)
             if wrong:
                 found.setdefault(op, f"with {dtype} inputs {wrong}")
@@ -65,26 +65,34 @@ def _cases(batch: int, length: int, channels: int) -> Iterator[tuple[str, Callab
     yield "linear_cross_entropy", loss, {"weight": 0.1 * draw(channels, 64)}, {"x": draw(*tokens, 64)}
 
 
-def _poison(count: int) -> None:
-    """Free memory that holds no number, which torch gives to who asks next."""
-    if keras.backend.backend() == "torch":
-        import torch
-
-        torch.full((count,), float("nan"), device="cpu" if availability.interpreted() else "cuda")
-
-
 def _difference(run: Callable, wide: Arrays, narrow: Arrays, dtype: str) -> str | None:
     """What of the result or its gradients is further from the portable program's than allowed."""
     wide = {name: ops.convert_to_tensor(a) for name, a in wide.items()}
     narrow = {name: ops.cast(a, dtype) for name, a in narrow.items()}
     exact = {name: ops.cast(a, "float32") for name, a in narrow.items()}
-    results = _results(run, "chunked", {**wide, **exact}, dtype), _results(run, "triton", {**wide, **narrow}, dtype)
-    for name in results[0]:
-        wanted, came = (ops.ravel(ops.cast(result[name], "float32")) for result in results)
-        error = float(ops.norm(came - wanted) / ops.norm(wanted))
+    wanted = _results(run, "chunked", {**wide, **exact}, dtype)
+    _poison(max(math.prod(tensor.shape) for tensor in wanted.values()))
+    came = _results(run, "triton", {**wide, **narrow}, dtype)
+    for name in wanted:
+        error = _error(came[name], wanted[name])
         if not error <= ALLOWED[dtype]:
-            return f"{name} is off by {error:.1e} of its size, {ALLOWED[dtype]:.0e} is allowed"
+            return f"{name} is off by {error:.1e}; {ALLOWED[dtype]:.0e} is allowed"
     return None
+
+
+def _poison(count: int) -> None:
+    """Leave torch no free memory on the GPU but some that holds no number, for twelve such tensors."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.full((12 * count,), float("nan"), device="cpu" if availability.interpreted() else "cuda")
+
+
+def _error(came: Any, wanted: Any) -> float:
+    came, wanted = (ops.reshape(ops.cast(t, "float32"), (-1, t.shape[-1])) for t in (came, wanted))
+    error, own = (ops.sqrt(ops.sum(ops.square(t), axis=-1)) for t in (came - wanted, wanted))
+    return float(ops.max(error / (own + ops.sqrt(ops.mean(ops.square(own))))))
 
 
 def _results(run: Callable, implementation: str, inputs: dict[str, Any], dtype: str) -> dict[str, Any]:
