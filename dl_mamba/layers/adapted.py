@@ -35,7 +35,7 @@ class Projection(_Adapted, keras.layers.Dense):
         On an accelerator each part is a product of its own with columns of the kernel: a kernel of Triton needs its
         inputs without gaps, and the gradients of parts of one product have to be joined.
         """
-        if self.quantization_mode is not None or inputs.shape[1] == 1 or not on_accelerator(inputs):
+        if not on_accelerator(inputs) or inputs.shape[1] == 1 or self.quantization_mode is not None:
             return split_channels(self(inputs), *sizes)
         kernels = split_channels(ops.cast(self.kernel, self.compute_dtype), *sizes)
         outputs = [ops.matmul(*barrier((inputs, kernel))) for kernel in kernels]  # XLA would make one product of them
