@@ -90,13 +90,15 @@ def choose(
     """
     name = _forced.get() or implementation
     _check(name, (*table, "auto"))
-    if name == "auto":
+    auto = name == "auto"
+    if auto:
         name = FUSED if FUSED in table else PORTABLE
-        if name == FUSED and (reason := refusal() or rejected(op)):
-            logging.getLogger("dl_mamba").debug("%s runs without its kernels: %s", op, reason)
-            name = PORTABLE
-    elif name == FUSED and (reason := refusal() or rejected(op)):
+    reason = (refusal() or rejected(op)) if name == FUSED else None
+    if reason and not auto:
         raise ValueError(f"implementation={FUSED!r} of {op} cannot run: {reason}. 'auto' takes what can.")
+    if reason:
+        logging.getLogger("dl_mamba").debug("%s runs without its kernels: %s", op, reason)
+        name = PORTABLE
     _last[op] = name
     if keras.backend.backend() == "jax":
         return _whole(table[name])
