@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import recurrences
-from harness import assert_close, numpy
+from harness import assert_close, numpy, values_and_gradients
 from test_recurrence_laws import draw, float32
 
 from dl_mamba.ops import causal_conv1d, implementation_scope
@@ -38,3 +38,14 @@ def test_the_state_holds_only_tokens_of_the_last_document():
     _, state = causal_conv1d(**arrays, segment_ids=ids, return_final_state=True)
     np.testing.assert_array_equal(numpy(state)[:, :2], 0.0)
     np.testing.assert_array_equal(numpy(state)[:, 2], arrays["x"][:, 4])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_activation_equals_silu_far_from_zero_too(compiled):
+    x = np.concatenate([-np.logspace(-3, 4, 40), [0.0], np.logspace(-3, 4, 40)])
+    slope = 1 / (1 + np.exp(np.minimum(-x, 700)))
+    run = lambda x: (causal_conv1d(x[None, :, None], np.ones((1, 1), "float32")),)  # noqa: E731
+    (y,), gradients = values_and_gradients(run, {"x": x.astype("float32")}, compiled)
+    np.testing.assert_allclose(y[0, :, 0], x * slope, rtol=1e-5, atol=1e-30)
+    projection = np.random.default_rng(0).normal(size=(1, len(x), 1))[0, :, 0]
+    np.testing.assert_allclose(gradients["x"], projection * slope * (1 + x * (1 - slope)), rtol=1e-4, atol=1e-30)

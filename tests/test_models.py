@@ -372,16 +372,26 @@ def test_an_unknown_variant_lists_the_valid_ones(family):
         MODELS[family].from_variant("tiny", d_sate=4)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
-def test_gradient_checkpointing_saves_memory(family):
+def temporaries(family, num_layers, **options):
+    """Bytes of the temporaries of a gradient that JAX has compiled."""
     import jax
 
-    def memory(num_layers, checkpointing):
-        model = small_model(family, num_layers=num_layers, d_model=64, gradient_checkpointing=checkpointing)
-        loss = lambda weights: ops.sum(hidden(model.stateless_call(weights, [], tokens(1, 512))[0]) ** 2)  # noqa: E731
-        weights = [variable.value for variable in model.trainable_variables]
-        with optimised_programs():
-            return jax.jit(jax.grad(loss)).lower(weights).compile().memory_analysis().temp_size_in_bytes
+    model = small_model(family, num_layers=num_layers, **options)
+    loss = lambda weights: ops.sum(hidden(model.stateless_call(weights, [], tokens(1, 512))[0]) ** 2)  # noqa: E731
+    weights = [variable.value for variable in model.trainable_variables]
+    with optimised_programs():
+        return jax.jit(jax.grad(loss)).lower(weights).compile().memory_analysis().temp_size_in_bytes
 
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
+def test_gradient_checkpointing_saves_memory(family):
+    memory = lambda layers, again: temporaries(family, layers, d_model=64, gradient_checkpointing=again)  # noqa: E731
     added = lambda checkpointing: memory(8, checkpointing) - memory(4, checkpointing)  # noqa: E731
     assert added(True) < 0.6 * added(False)  # by a layer; the gradient of one layer takes the same
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
+def test_a_layer_keeps_its_convolution_once(family):
+    added = temporaries(family, 4, d_model=256, d_state=16) - temporaries(family, 2, d_model=256, d_state=16)
+    numbers = added / (2 * 4 * 512 * 256)  # of a layer, for a token and channel of the model
+    assert numbers < {"mamba": 20.4, "mamba2": 17.0}[family]

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.gradients import recomputed, with_gradient
-from dl_mamba.ops.numerics import plus, plus_product, sum_of_rows, upcast
+from dl_mamba.ops.numerics import plus, plus_product, silu, sum_of_rows, upcast
 from dl_mamba.ops.sequence import left_alignment, take_tokens
 
 
@@ -22,13 +22,13 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
         order, rank = left_alignment(mask)
         x = take_tokens(x, order)
         starts = None if starts is None else take_tokens(starts, order)
-    tokens = ops.concatenate([ops.cast(initial_state, x.dtype), x], axis=1)
+    before = ops.cast(initial_state, x.dtype)
     documents = None if starts is None else _number_documents(starts, weight.shape[0] - 1)
     numbers = None if documents is None else ops.cast(documents, weight.dtype)
-    y = recomputed(partial(_activated, activation))(tokens, weight, bias, numbers)
+    y = recomputed(partial(_activated, activation))(x, before, weight, bias, numbers)
     if rank is not None:
         y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
-    return y, _final_window(tokens, documents, mask, weight.shape[0] - 1)
+    return y, _final_window(x, before, documents, mask)
 
 
 def _number_documents(starts, history):
@@ -38,10 +38,10 @@ def _number_documents(starts, history):
     return ops.concatenate([before] * history + [number], axis=1)
 
 
-def _activated(activation, tokens, weight, bias, documents):
-    y = _convolve(tokens, weight, documents)
+def _activated(activation, x, before, weight, bias, documents):
+    y = _convolve(ops.concatenate([before, x], axis=1), weight, documents)
     y = y if bias is None else plus(y, bias)
-    return y if activation is None else ops.silu(y)
+    return y if activation is None else silu(y)
 
 
 def _convolve(tokens, weight, documents):
@@ -97,19 +97,20 @@ def _sum_over_tokens(x):
     return sum_of_rows(ops.reshape(x, (-1, x.shape[-1])))
 
 
-def _final_window(tokens, documents, mask, history):
+def _final_window(x, before, documents, mask):
     """The last `history` real tokens of the last document of each row, zeros before them."""
+    history = before.shape[1]
     if history == 0:
-        return tokens[:, :0]
+        return before
     if mask is None:
-        window = tokens[:, -history:]
+        window = ops.concatenate([before, x[:, -history:]], axis=1)[:, -history:]
         if documents is None:
             return window
         numbers, last = documents[:, -history:], documents[:, -1:]
     else:
         count = ops.sum(ops.cast(mask, "int32"), axis=1, keepdims=True)
         index = count + ops.arange(history, dtype="int32")
-        window = take_tokens(tokens, index)
+        window = take_tokens(ops.concatenate([before, x], axis=1), index)
         if documents is None:
             return window
         numbers = take_tokens(documents, index)

@@ -7,7 +7,7 @@ from functools import partial
 from keras import ops
 
 from dl_mamba.ops.gradients import recomputed
-from dl_mamba.ops.numerics import mean_square, scaled_rows, spread, upcast
+from dl_mamba.ops.numerics import mean_square, scaled_rows, silu, spread, upcast
 
 
 def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
@@ -18,10 +18,10 @@ def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
 def _normalized(x, weight, z, *, epsilon, ngroups, norm_before_gate):
     x, weight, z = upcast("float32", x, weight, z)
     if z is not None and not norm_before_gate:
-        x = x * ops.silu(z)
+        x = x * silu(z)
     shape = ops.shape(x)
     x = ops.reshape(x, (-1, ngroups, shape[-1] // ngroups))
     x = scaled_rows(x, ops.rsqrt(mean_square(x) + epsilon))
     y = ops.reshape(x, shape)
     y = y * spread(weight, y)
-    return y * ops.silu(z) if z is not None and norm_before_gate else y
+    return y * silu(z) if z is not None and norm_before_gate else y

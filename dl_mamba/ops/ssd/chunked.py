@@ -17,7 +17,15 @@ from keras import ops
 
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import scan
-from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, spread, step_sizes, sum_of_rows, upcast
+from dl_mamba.ops.numerics import (
+    lean_skip_and_gate,
+    scaled_rows,
+    skip_and_gate,
+    spread,
+    step_sizes,
+    sum_of_rows,
+    upcast,
+)
 from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
 from dl_mamba.ops.ssd import token
 
@@ -45,24 +53,25 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = dt
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
-    y, state = _ssd((x, scale, log_decay, B, C), state, chunk_size)
     D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
-    return lean_skip_and_gate(y, x, D, z), state
+    y, state = _ssd((x, scale, log_decay, B, C), state, D, chunk_size)
+    return lean_skip_and_gate(y, x, None, z), state
 
 
-def _ssd(tokens, state, chunk_size):
+def _ssd(tokens, state, D, chunk_size):
     x = tokens[0]
     batch, _, nheads, headdim = ops.shape(x)
     length = size_of(x, 1)
     size, group = _sizes(x, chunk_size)
     chunks = (length + size - 1) // size
     step = partial(_group, size=size)
+    carry = (state,) if D is None else (state, D)
     if group is None or (isinstance(chunks, int) and chunks <= group):
-        (state,), (y,) = step((state,), tuple(padded(v, chunks * size - length) for v in tokens))
+        (state, *_), (y,) = step(carry, tuple(padded(v, chunks * size - length) for v in tokens))
     else:
         groups = (chunks + group - 1) // group
         xs = tuple(_in_groups(v, groups, group * size, length) for v in tokens)
-        (state,), (y,) = scan(step, (state,), xs)
+        (state, *_), (y,) = scan(step, carry, xs)
         y = ops.reshape(ops.moveaxis(y, 0, 1), (batch, groups * group * size, nheads, headdim))
     return first(y, length), state
 
@@ -89,8 +98,8 @@ def _in_groups(tensor, groups, tokens, length):
 
 
 def _group(carry, tokens, *, size):
-    """The state behind a group of chunks and the outputs of its tokens."""
-    (state,), (x, scale, log_decay, B, C) = carry, tokens
+    """The state behind a group of chunks and the outputs of its tokens; D, if there is one, is carried along."""
+    (state, *D), (x, scale, log_decay, B, C) = carry, tokens
     batch, length, nheads, headdim = ops.shape(x)
     ngroups, d_state = B.shape[2:]
     chunks, heads = length // size, (ngroups, nheads // ngroups)
@@ -110,7 +119,8 @@ def _group(carry, tokens, *, size):
     before, state = _states(state, ops.reshape(added, (batch, chunks, nheads, headdim, d_state)), total, log_decay)
     before = ops.reshape(before, (batch, chunks, *heads, headdim, d_state))
     y = y + scaled_rows(ops.einsum("bcign,bcgepn->bcigep", C, before), since_start)
-    return (state,), (ops.reshape(y, (batch, length, nheads, headdim)),)
+    y = ops.reshape(y, (batch, length, nheads, headdim))
+    return (state, *D), (skip_and_gate(y, x, D[0] if D else None, None),)
 
 
 def _states(state, added, total, log_decay):
