@@ -110,6 +110,11 @@ def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b
 
 
+def plus_in_place(y: Tensor, b: Tensor) -> Tensor:
+    """y + b in the same way."""
+    return y.add_(b) if keras.backend.backend() == "torch" else y + b
+
+
 def _broadcast_rows(x: Tensor, w: Tensor) -> tuple[int, int, int] | None:
     """The shape of x as (before, along, after) the neighbouring axes that w lacks, where sums along them are slow."""
     narrow = (1,) * (len(x.shape) - len(w.shape)) + tuple(w.shape)
@@ -140,10 +145,14 @@ def sum_of_rows(x: Tensor) -> Tensor:
     return ops.matmul(ones, jax.lax.optimization_barrier(x))[..., 0, :]
 
 
+def dot_product(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a b over the last axis, which goes."""
+    return ops.einsum("...c,...c->...", a, b) if _jax_on_a_cpu(a) else ops.sum(a * b, axis=-1)
+
+
 def mean_square(x: Tensor) -> Tensor:
     """Mean of x^2 over the last axis, which goes."""
-    total = ops.einsum("...c,...c->...", x, x) if _jax_on_a_cpu(x) else ops.sum(ops.square(x), axis=-1)
-    return total / x.shape[-1]
+    return dot_product(x, x) / x.shape[-1]
 
 
 def _jax_on_a_cpu(x: Tensor) -> bool:

@@ -11,8 +11,11 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.gradients import recomputed, with_gradient
-from dl_mamba.ops.numerics import plus, plus_product, silu, sum_of_rows, upcast
-from dl_mamba.ops.sequence import left_alignment, take_tokens
+from dl_mamba.ops.loops import loop
+from dl_mamba.ops.numerics import plus_in_place, plus_product, silu, upcast
+from dl_mamba.ops.sequence import left_alignment, on_accelerator, padded, size_of, take_tokens
+
+SUMMED = 16  # tokens in a pass of a sum; 8 take twice as long, and 32 half as long again
 
 
 def run(x, weight, bias, activation, initial_state, starts, mask):
@@ -39,43 +42,75 @@ def _number_documents(starts, history):
 
 
 def _activated(activation, x, before, weight, bias, documents):
-    y = _convolve(ops.concatenate([before, x], axis=1), weight, documents)
-    y = y if bias is None else plus(y, bias)
+    y = _convolve(ops.concatenate([before, x], axis=1), weight, bias, documents)
     return y if activation is None else silu(y)
 
 
-def _convolve(tokens, weight, documents):
-    """(b, history + l, c), (history + 1, c) -> (b, l, c)."""
+def _convolve(tokens, weight, bias, documents):
+    """(b, history + l, c), (history + 1, c), (c,) -> (b, l, c)."""
     tokens = ops.cast(tokens, weight.dtype)
     length = tokens.shape[1]  # a tensor where torch traces
     if keras.backend.backend() == "torch" and documents is None and isinstance(length, int) and length == len(weight):
-        return ops.sum(tokens * weight, axis=1, keepdims=True)  # one token: two calls, where XLA wants no sum
-    return _products(tokens, weight, documents)[0]
+        y = ops.sum(tokens * weight, axis=1, keepdims=True)  # one token: two calls, where XLA wants no sum
+        return y if bias is None else y + bias
+    return _products(tokens, weight, bias, documents)[0]
 
 
-def _forward(tokens, weight, documents):
+def _forward(tokens, weight, bias, documents):
     history = weight.shape[0] - 1
     y = tokens[:, history:] * weight[history]
     for k in range(history):
         y = plus_product(y, _same_document(tokens[:, k : k - history], k, history, documents), weight[k])
-    return (y,), (tokens, weight) if documents is None else (tokens, weight, documents)
+    return (y if bias is None else plus_in_place(y, bias),), (tokens, weight, bias, documents)
 
 
 def _backward(residuals, gradients):
-    tokens, weight, *documents = residuals
-    documents = documents[0] if documents else None
+    tokens, weight, bias, documents = residuals
     (dy,) = gradients
     history = weight.shape[0] - 1
     dtokens = ops.pad(dy * weight[history], [[0, 0], [history, 0], [0, 0]])
-    dweight = [_sum_over_tokens(tokens[:, history:] * dy)]
     for k in reversed(range(history)):
-        tap_dy = _same_document(dy, k, history, documents)
-        dtokens = _plus_shifted(dtokens, tap_dy, weight[k], k, history)
-        dweight.append(_sum_over_tokens(tokens[:, k : k - history] * tap_dy))
-    return dtokens, ops.stack(dweight[::-1]), None if documents is None else ops.zeros_like(documents)
+        dtokens = _plus_shifted(dtokens, _same_document(dy, k, history, documents), weight[k], k, history)
+    sums = _sums_over_tokens(tokens, dy, history, documents)
+    dbias = None if bias is None else sums[history + 1]
+    return dtokens, sums[: history + 1], dbias, None if documents is None else ops.zeros_like(documents)
 
 
 _products = with_gradient(_forward, _backward)
+
+
+def _sums_over_tokens(tokens, dy, history, documents):
+    """Sums of dy times what each tap saw, and of dy alone: (history + 2, c)."""
+    if keras.backend.backend() == "torch" or on_accelerator(dy):
+        return ops.stack([ops.sum(product, axis=(0, 1)) for product in _seen(tokens, dy, history, documents)])
+    return _sums_by_block(tokens, dy, history, documents)
+
+
+def _seen(tokens, dy, history, documents):
+    """dy times what each tap saw, and dy alone, each (b, l, c)."""
+    taps = [tokens[:, k : k - history] * _same_document(dy, k, history, documents) for k in range(history)]
+    return [*taps, tokens[:, history:] * dy, dy]
+
+
+def _sums_by_block(tokens, dy, history, documents):
+    """Some tokens at a time, written out: XLA's CPU compiler makes one pass of that, of a sum over an axis many."""
+    batch, _, channels = ops.shape(dy)
+    blocks = (size_of(dy, 1) + SUMMED - 1) // SUMMED
+    behind = blocks * SUMMED - size_of(dy, 1)
+    tokens, dy, documents = (None if v is None else padded(v, behind) for v in (tokens, dy, documents))
+
+    def step(carry, item):
+        def cut(tensor, size):
+            start = (0, item[0] * SUMMED, *[0] * (len(tensor.shape) - 2))
+            return ops.slice(tensor, start, (batch, size, *tensor.shape[2:]))
+
+        block = cut(tokens, SUMMED + history), cut(dy, SUMMED)
+        seen = _seen(*block, history, None if documents is None else cut(documents, SUMMED + history))
+        return (carry[0] + ops.stack([sum(v[:, i] for i in range(SUMMED)) for v in seen]),), ()
+
+    start = ops.zeros((history + 2, batch, channels), dtype=dy.dtype)
+    (sums,), _ = loop(step, (start,), (ops.arange(blocks, dtype="int32"),))
+    return ops.sum(sums, axis=1)
 
 
 def _same_document(x, k, history, documents):
@@ -91,10 +126,6 @@ def _plus_shifted(total, x, w, k, history):
         total[:, k : k - history].addcmul_(x, w)
         return total
     return total + ops.pad(x * w, [[0, 0], [k, history - k], [0, 0]])
-
-
-def _sum_over_tokens(x):
-    return sum_of_rows(ops.reshape(x, (-1, x.shape[-1])))
 
 
 def _final_window(x, before, documents, mask):

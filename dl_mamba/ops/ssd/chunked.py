@@ -9,32 +9,21 @@ Axes: b batch, c chunk, q i j token in a chunk, h head = (g group, e head in the
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import keras
 from keras import ops
 
-from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import scan
-from dl_mamba.ops.numerics import (
-    lean_skip_and_gate,
-    scaled_rows,
-    skip_and_gate,
-    spread,
-    step_sizes,
-    sum_of_rows,
-    upcast,
-)
+from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, skip_and_gate, spread, step_sizes, upcast
 from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
-from dl_mamba.ops.ssd import token
+from dl_mamba.ops.ssd import by_chunk, token
+from dl_mamba.ops.ssd.decays import FORGOTTEN, differentiable_decays
 
-FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
 CPU_DECAYS = {"torch": 2**19}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
 CPU_WHOLE = {"torch": 2**20}.get(keras.backend.backend(), 0)  # decays of a sequence that is one group, not run again
 ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
-UNKNOWN_COUNT = 1024  # chunks in a group that the exact running sum provides for when their number is not known
 
 
 def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk_size, initial_state, starts, mask):
@@ -63,6 +52,8 @@ def _ssd(tokens, state, D, chunk_size):
     batch, _, nheads, headdim = ops.shape(x)
     length = size_of(x, 1)
     size, group = _sizes(x, chunk_size)
+    if keras.backend.backend() != "torch" and not on_accelerator(x):
+        return by_chunk.run(tokens, state, D, size)
     chunks = (length + size - 1) // size
     step = partial(_group, size=size)
     carry = (state,) if D is None else (state, D)
@@ -106,7 +97,7 @@ def _group(carry, tokens, *, size):
     u = ops.reshape(scaled_rows(x, scale), (batch, chunks, size, *heads, headdim))
     B, C = (ops.reshape(M, (batch, chunks, size, ngroups, d_state)) for M in (B, C))
     log_decay = ops.moveaxis(ops.reshape(log_decay, (batch, chunks, size, nheads)), 2, 3)  # (b, c, h, q)
-    between, since_start, until_end = _decays(log_decay)
+    between, since_start, until_end = differentiable_decays(log_decay)
     total = ops.reshape(since_start[..., -1], (batch, chunks, nheads))
     between = ops.reshape(between, (batch, chunks, *heads, size, size))
     since_start, until_end = (
@@ -129,58 +120,8 @@ def _states(state, added, total, log_decay):
         return state[:, None], total[:, 0, :, None, None] * state + added[:, 0]
     batch, chunks, nheads, headdim, d_state = ops.shape(added)
     log_total = ops.maximum(ops.sum(log_decay, axis=-1), FORGOTTEN)
-    between, since_start, _ = _decays(ops.moveaxis(log_total, 1, 2))
+    between, since_start, _ = differentiable_decays(ops.moveaxis(log_total, 1, 2))
     behind = ops.einsum("bhij,bjhpn->bihpn", between, added)
     behind = behind + ops.moveaxis(since_start, 1, 2)[..., None, None] * state[:, None]
     before = ops.concatenate([state[:, None], behind], axis=1)
     return first(before, chunks), behind[:, -1]
-
-
-def _decays_with_residuals(log_decay):
-    """Decay from token j to token i of a chunk, exp(log_decay[j+1] + ... + log_decay[i]): (..., q) -> (..., i, j).
-
-    Also from the start of the chunk to token i, that of token i included, and from token j to the end.
-    """
-    coarse, fine = _cumulative(log_decay)
-    difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
-    between = ops.where(_not_before(log_decay), ops.exp(ops.minimum(difference, 0.0)), 0.0)
-    since_start = between[..., 0] * ops.exp(log_decay[..., :1])
-    return (between, since_start, between[..., -1, :]), (between, since_start, log_decay)
-
-
-def _decays_backward(residuals, gradients):
-    """The gradient of step k sums over the pairs j < k <= i, without the difference of two large sums."""
-    between, since_start, log_decay = residuals
-    dbetween, dsince_start, duntil_end = gradients
-    not_before = ops.cast(_not_before(log_decay), log_decay.dtype)
-    after = 1.0 - not_before
-    until = ops.matmul(dbetween * between, after) + (dsince_start * since_start)[..., None]
-    return (sum_of_rows(until * not_before) + ops.matmul(duntil_end * between[..., -1, :], after),)
-
-
-_decays = with_gradient(_decays_with_residuals, _decays_backward)
-
-
-def _not_before(log_decay):
-    """True where token i does not come before token j: (i, j)."""
-    token = ops.arange(ops.shape(log_decay)[-1], dtype="int32")
-    return token[:, None] >= token
-
-
-def _cumulative(log_decay):
-    """Running sum as two parts whose differences do not cancel.
-
-    The coarse part is rounded so that its sums are exact in float32; the fine part stays small. The difference of two
-    plain running sums would lose up to 1e-3 of a decay that lies behind a strong one.
-    """
-    count = log_decay.shape[-1]
-    reach = math.ceil(math.log2(-FORGOTTEN * (count if isinstance(count, int) else UNKNOWN_COUNT)))
-    unit = 2.0 ** (reach - 24)
-    coarse = ops.round(log_decay / unit) * unit
-    return _running_sum(coarse), _running_sum(log_decay - coarse)
-
-
-def _running_sum(x):
-    if keras.backend.backend() == "torch" or on_accelerator(x):
-        return ops.cumsum(x, axis=-1)
-    return ops.matmul(x, ops.cast(ops.transpose(_not_before(x)), x.dtype))  # XLA's own cumsum is ten times as slow
