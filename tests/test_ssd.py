@@ -22,23 +22,14 @@ def test_any_chunk_size_gives_the_same_result(chunk_size):
     assert_laws_hold(came, oracle_and_its_gradients(SSD, arrays))
 
 
-# lengths that no other test has: JAX would reuse the program that it compiled for the other group size
-@pytest.mark.parametrize(("length", "decays", "whole"), [(22, 1, 0), (23, 2 * 4 * 16 * 2, 0), (24, 1, 2**20)])
-def test_any_group_of_chunks_gives_the_same_result(length, decays, whole, monkeypatch):
-    monkeypatch.setattr(chunked, "CPU_DECAYS", decays)  # one chunk of four tokens in a step of the loop, or two, or all
-    monkeypatch.setattr(chunked, "CPU_WHOLE", whole)
-    monkeypatch.setattr(chunked, "ACCELERATOR_CHUNKS", decays)
+@pytest.mark.parametrize(("length", "chunks"), [(22, 1), (23, 2), (24, 100)])
+def test_an_accelerator_takes_groups_of_chunks_with_the_same_result(length, chunks, monkeypatch):
+    monkeypatch.setattr(chunked, "runs_in_place", lambda x: False)
+    monkeypatch.setattr(chunked, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(chunked, "ACCELERATOR_CHUNKS", chunks)
     arrays, ids = draw(SSD, length), np.repeat([[0] * 9 + [1] * (length - 9)], 2, axis=0).astype("int32")
     came = run(SSD, float32(arrays), chunk_size=4, segment_ids=ids)
     assert_laws_hold(came, oracle_and_its_gradients(SSD, arrays, segment_ids=ids))
-
-
-@pytest.mark.parametrize(("whole", "group"), [(6 * 4 * 16, 6), (6 * 4 * 16 - 1, 2)])
-def test_a_sequence_of_few_decays_is_one_group(whole, group, monkeypatch):
-    monkeypatch.setattr(chunked, "on_accelerator", lambda x: False)
-    monkeypatch.setattr(chunked, "CPU_DECAYS", 2 * 4 * 16)
-    monkeypatch.setattr(chunked, "CPU_WHOLE", whole)
-    assert chunked._sizes(np.ones((1, 24, 4, 4)), 4) == (4, group)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])

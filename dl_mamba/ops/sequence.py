@@ -104,3 +104,12 @@ def on_accelerator(tensor: Tensor) -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_logical_devices("GPU"))
+
+
+def runs_in_place(tensor: Tensor) -> bool:
+    """Whether torch runs operations on a CPU one by one, so that results may take the place of temporaries."""
+    if keras.backend.backend() != "torch" or tensor.device.type != "cpu":
+        return False
+    import torch
+
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())

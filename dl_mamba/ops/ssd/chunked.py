@@ -1,8 +1,8 @@
 """State-space duality as matrix products (Dao and Gu, 2024, section 6 and listing 1).
 
-In a chunk the recurrence is y = (C B^T o decay) x, a small attention matrix; between chunks only the states travel. A
-step handles a group of chunks at once, and a loop carries the state from group to group: a group is as large as the
-processor can work on at a time, one chunk that fits into the cache of a CPU, all chunks of a short sequence on a GPU.
+In a chunk the recurrence is y = (C B^T o decay) x, a small attention matrix; between chunks only the states travel. On
+a CPU one chunk at a time, which fits into its cache: `by_chunk` for XLA, `in_place` for torch. Elsewhere, and where
+torch traces, a step handles a group of chunks at once, and a loop carries the state from group to group.
 
 Axes: b batch, c chunk, q i j token in a chunk, h head = (g group, e head in the group), p head channel, n state.
 """
@@ -16,13 +16,11 @@ from keras import ops
 
 from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, skip_and_gate, spread, step_sizes, upcast
-from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
+from dl_mamba.ops.sequence import first, on_accelerator, padded, runs_in_place, size_of
 from dl_mamba.ops.ssd import by_chunk, token
 from dl_mamba.ops.ssd.decays import FORGOTTEN, differentiable_decays
 
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
-CPU_DECAYS = {"torch": 2**19}.get(keras.backend.backend(), 2**17)  # of a group: half a MiB; torch's calls cost more
-CPU_WHOLE = {"torch": 2**20}.get(keras.backend.backend(), 0)  # decays of a sequence that is one group, not run again
 ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
 
 
@@ -51,9 +49,14 @@ def _ssd(tokens, state, D, chunk_size):
     x = tokens[0]
     batch, _, nheads, headdim = ops.shape(x)
     length = size_of(x, 1)
-    size, group = _sizes(x, chunk_size)
+    size = _chunk_size(x, chunk_size)
+    if runs_in_place(x):
+        from dl_mamba.ops.ssd import in_place
+
+        return in_place.run(tokens, state, D, size)
     if keras.backend.backend() != "torch" and not on_accelerator(x):
         return by_chunk.run(tokens, state, D, size)
+    group = _chunks_of_group(x)
     chunks = (length + size - 1) // size
     step = partial(_group, size=size)
     carry = (state,) if D is None else (state, D)
@@ -67,18 +70,16 @@ def _ssd(tokens, state, D, chunk_size):
     return first(y, length), state
 
 
-def _sizes(x, chunk_size):
-    """Tokens of a chunk, and chunks of a group; None for all of them."""
-    batch, length, nheads, _ = x.shape
-    if isinstance(length, int):
-        largest = chunk_size if on_accelerator(x) else min(chunk_size, CPU_CHUNK)
-        size = -(-length // -(-length // largest))  # equal chunks need the least padding
-        if on_accelerator(x):
-            return size, ACCELERATOR_CHUNKS
-        decays = nheads * size**2 * (batch if isinstance(batch, int) else 1)
-        return size, max(1, (CPU_WHOLE if decays * -(-length // size) <= CPU_WHOLE else CPU_DECAYS) // decays)
-    size = min(chunk_size, CPU_CHUNK)
-    return size, None if keras.backend.backend() == "torch" else 1  # a tracer of torch cannot see a loop
+def _chunk_size(x, chunk_size):
+    largest, length = chunk_size if on_accelerator(x) else min(chunk_size, CPU_CHUNK), x.shape[1]
+    return -(-length // -(-length // largest)) if isinstance(length, int) else largest  # equal ones need least padding
+
+
+def _chunks_of_group(x):
+    """None for all of them."""
+    if isinstance(x.shape[1], int):
+        return ACCELERATOR_CHUNKS
+    return None if keras.backend.backend() == "torch" else 1  # a tracer of torch cannot see a loop
 
 
 def _in_groups(tensor, groups, tokens, length):

@@ -20,7 +20,7 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Also from the start of the chunk to token i, that of token i included, and from token j to the end.
     """
-    coarse, fine = _cumulative(log_decay)
+    coarse, fine = cumulative(log_decay)
     difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
     between = ops.where(not_before(_size(log_decay)), ops.exp(ops.minimum(difference, 0.0)), 0.0)
     since_start = between[..., 0] * ops.exp(log_decay[..., :1])
@@ -59,7 +59,7 @@ def after_each(size: int, dtype: str) -> Tensor:
     return 1.0 - ops.cast(not_before(size), dtype)
 
 
-def _cumulative(log_decay):
+def cumulative(log_decay):
     """Running sum as two parts whose differences do not cancel.
 
     The coarse part is rounded so that its sums are exact in float32; the fine part stays small. The difference of two
