@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from dl_mamba.ops.gradients import recomputed, with_gradient
-from dl_mamba.ops.sequence import on_accelerator
+from dl_mamba.ops.sequence import on_accelerator, runs_in_place
 
 Tensor = Any
 
@@ -45,7 +45,11 @@ def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, mask: Tens
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Without the threshold that torch's own has."""
+    """log(1 + exp(x)), with every digit of small and large numbers."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.nn.functional.softplus(x, threshold=40.0)  # from where on it is x, in float64 too
     return -ops.log_sigmoid(-x)
 
 
@@ -182,7 +186,13 @@ def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> T
 
 def lean_skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     """The same, of which the gradient keeps no product."""
-    return skip_and_gate(y, x, D, z) if z is None else recomputed(skip_and_gate)(y, x, D, z)
+    if z is None:
+        return skip_and_gate(y, x, D, z)
+    if runs_in_place(x):
+        from dl_mamba.ops import gate_in_place
+
+        return gate_in_place.skip_and_gate(y, x, D, z)[0]
+    return recomputed(skip_and_gate)(y, x, D, z)
 
 
 def flags_of(starts: Tensor | None, mask: Tensor | None) -> Tensor | None:

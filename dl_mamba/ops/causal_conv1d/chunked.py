@@ -13,7 +13,7 @@ from keras import ops
 from dl_mamba.ops.gradients import recomputed, with_gradient
 from dl_mamba.ops.loops import loop
 from dl_mamba.ops.numerics import plus_in_place, plus_product, silu, upcast
-from dl_mamba.ops.sequence import left_alignment, on_accelerator, padded, size_of, take_tokens
+from dl_mamba.ops.sequence import left_alignment, on_accelerator, padded, runs_in_place, size_of, take_tokens
 
 SUMMED = 16  # tokens in a pass of a sum; 8 take twice as long, and 32 half as long again
 
@@ -28,10 +28,18 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
     before = ops.cast(initial_state, x.dtype)
     documents = None if starts is None else _number_documents(starts, weight.shape[0] - 1)
     numbers = None if documents is None else ops.cast(documents, weight.dtype)
-    y = recomputed(partial(_activated, activation))(x, before, weight, bias, numbers)
+    y = _convolution(x, before, weight, bias, numbers, activation)
     if rank is not None:
         y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
     return y, _final_window(x, before, documents, mask)
+
+
+def _convolution(x, before, weight, bias, documents, activation):
+    if runs_in_place(x) and x.shape[1] > 1:
+        from dl_mamba.ops.causal_conv1d import in_place
+
+        return in_place.run(x, before, weight, bias, documents, activation)
+    return recomputed(partial(_activated, activation))(x, before, weight, bias, documents)
 
 
 def _number_documents(starts, history):

@@ -8,9 +8,14 @@ from keras import ops
 
 from dl_mamba.ops.gradients import recomputed
 from dl_mamba.ops.numerics import mean_square, scaled_rows, silu, spread, upcast
+from dl_mamba.ops.sequence import runs_in_place
 
 
 def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
+    if runs_in_place(x):
+        from dl_mamba.ops.gated_rms_norm import in_place
+
+        return in_place.run(x, weight, z, epsilon, ngroups, norm_before_gate)
     options = {"epsilon": epsilon, "ngroups": ngroups, "norm_before_gate": norm_before_gate}
     return recomputed(partial(_normalized, **options))(x, weight, z)
 

@@ -11,68 +11,67 @@ import math
 
 import torch
 
+from dl_mamba.ops.places import Places
+
 
 class Blocks:
     """The work on the blocks of one call."""
 
     def __init__(self):
-        self.room: dict[str, torch.Tensor] = {}
+        self.places = Places()
 
     def outputs(self, h, block, A):
         """The state behind a block, and what its tokens read."""
-        states = self._states(h, self._decay(block, A), block)
+        self._decay(block, A)
+        states = self._states(h, block)
         return states[-1].clone(), _over_states(block[3], states)
 
     def last_state(self, h, block, A):
         """The state behind a block."""
-        return self._states(h, self._decay(block, A), block)[-1].clone()
+        self._decay(block, A)
+        return self._states(h, block)[-1].clone()
 
     def adjoint_first_state(self, dh, block, dy, A):
         """Gradient of the state before a block, from that of the state behind it and those of the outputs."""
         decay = self._decay(block, A)
-        self._adjoint(dh, decay, block, dy)
-        return decay[0].clone()
+        return decay[0] * self._adjoint(dh, block, dy)[0]
 
     def gradient(self, block, dy, before, dh, A):
         """Gradients of the state before a block, of A, and of u, dt, B, C, from that of the state behind it."""
         u, dt, B, _, _ = block
         decay = self._decay(block, A)
-        states = self._states(before, decay, block)
+        states = self._states(before, block)
         dC = _over_channels(states, dy)
-        dstates = self._adjoint(dh, decay, block, dy)
+        dstates = self._adjoint(dh, block, dy)
         du, dB = _over_states(B, dstates), _over_channels(dstates, u)
-        dh = decay[0].clone()
-        dlog = decay  # of dt A, once multiplied by the state before each token
+        dlog = decay.mul_(dstates)  # of dt A, once multiplied by the state before each token
+        dh = dlog[0].clone()
         dlog[1:].mul_(states[:-1])
         dlog[0].mul_(before)
-        ddt = self._product("adjoint", dlog, A).sum(-2)
+        ddt = self.places.product("adjoint", dlog, A).sum(-2)
         dA = dlog.mul_(dt[..., None, :]).sum(0)
         return dh, dA, (du, ddt, dB, dC)
 
-    def _product(self, name, a, b):
-        """a b, in the place of the last product of that name."""
-        shape = torch.broadcast_shapes(a.shape, b.shape)
-        if name not in self.room or self.room[name].shape != shape:
-            self.room[name] = torch.empty(shape, dtype=a.dtype, device=a.device)
-        return torch.mul(a, b, out=self.room[name])
-
     def _decay(self, block, A):
+        """The decay of each token, in a place that `_states` and `_adjoint` read."""
         _, dt, _, _, starts = block
-        decay = self._product("decay", dt[..., None, :], A * math.log2(math.e)).exp2_()
+        decay = self.places.product("decay", dt[..., None, :], A * math.log2(math.e)).exp2_()
         return decay if starts is None else decay.mul_(1.0 - starts[..., None, None, None])
 
-    def _states(self, h, decay, block):
+    def _states(self, h, block):
         u, _, B, _, _ = block
-        states = self._product("states", u[..., None, :], B[..., None])
-        for d, state in zip(decay.unbind(), states.unbind(), strict=True):
+        states = self.places.product("states", u[..., None, :], B[..., None])
+        for d, state in zip(self.places.rows("decay"), self.places.rows("states"), strict=True):
             h = state.addcmul_(d, h)
         return states
 
-    def _adjoint(self, dh, decay, block, dy):
-        """Gradients of the states behind each token; those of the states before it take the place of `decay`."""
-        dstates = self._product("adjoint", block[3][..., None], dy[..., None, :])
-        for d, dstate in zip(reversed(decay.unbind()), reversed(dstates.unbind()), strict=True):
-            dh = d.mul_(dstate.add_(dh))
+    def _adjoint(self, dh, block, dy):
+        """Gradients of the states behind each token."""
+        dstates = self.places.product("adjoint", block[3][..., None], dy[..., None, :])
+        *others, last = self.places.rows("adjoint")
+        dh = last.add_(dh)
+        for dstate, d in zip(reversed(others), reversed(self.places.rows("decay")), strict=False):
+            dh = dstate.addcmul_(d, dh)
         return dstates
 
 

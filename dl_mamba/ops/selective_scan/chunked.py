@@ -64,9 +64,15 @@ def _refuse_tracing_of_torch(x):
         )
 
 
-_softplus = with_gradient(  # the gradient is a function of the output, which the recurrence keeps
-    lambda x: (((y := softplus(x)),), (y,)), lambda kept, dy: (dy[0] * -ops.expm1(-after(dy[0], kept[0])),)
-)
+def _softplus_backward(kept, gradients):
+    """From the output, which the recurrence keeps."""
+    (y,), (dy,) = kept, gradients
+    if keras.backend.backend() == "torch":
+        return (y.neg().expm1_().mul_(dy).neg_(),)
+    return (dy * -ops.expm1(-after(dy, y)),)
+
+
+_softplus = with_gradient(lambda x: (((y := softplus(x)),), (y,)), _softplus_backward)
 
 
 def _forward(x, dt, A, B, C, starts, h):

@@ -21,6 +21,7 @@ from dl_mamba.ops.ssd import by_chunk, token
 from dl_mamba.ops.ssd.decays import FORGOTTEN, differentiable_decays
 
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
+CPU_DECAYS = 2**19  # of a chunk; up to here torch takes twice as many tokens
 ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
 
 
@@ -71,7 +72,11 @@ def _ssd(tokens, state, D, chunk_size):
 
 
 def _chunk_size(x, chunk_size):
-    largest, length = chunk_size if on_accelerator(x) else min(chunk_size, CPU_CHUNK), x.shape[1]
+    batch, length, nheads, _ = x.shape
+    largest = chunk_size
+    if not on_accelerator(x):
+        calls_cost_more = runs_in_place(x) and batch * nheads * (2 * CPU_CHUNK) ** 2 <= CPU_DECAYS
+        largest = min(chunk_size, 2 * CPU_CHUNK if calls_cost_more else CPU_CHUNK)
     return -(-length // -(-length // largest)) if isinstance(length, int) else largest  # equal ones need least padding
 
 

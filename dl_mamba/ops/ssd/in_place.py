@@ -13,9 +13,13 @@ import math
 from functools import partial
 
 import torch
+from torch.nn.functional import threshold_
 
 from dl_mamba.ops.gradients import with_gradient
+from dl_mamba.ops.places import Places
 from dl_mamba.ops.ssd.decays import FORGOTTEN, after_each, cumulative
+
+NEGLIGIBLE = 2.0**-64  # smaller decays are none: products with subnormal numbers take several times as long
 
 
 def run(tokens, state, D, size):
@@ -58,7 +62,7 @@ class _Chunks:
         self.groups, self.d_state = tokens[3].shape[2:]
         self.heads = nheads // self.groups
         self.D = None if D is None else D.view(self.groups, 1, self.heads, self.headdim)
-        self.places: dict[str, torch.Tensor] = {}
+        self.places = Places()
 
     def turned(self, state):
         """(b, h, p, n) -> (m, n, k), a copy."""
@@ -74,13 +78,13 @@ class _Chunks:
         y = self._by_token(y)
         decay, since, until = self._decays(log_decay)
         scores = decay.mul_(torch.bmm(C, B.mT)[:, None])
-        u = self._product("u", x.transpose(2, 3), scale.mT[..., None])
-        inside = self._matmul("inside", scores.flatten(0, 1), u.flatten(0, 2))
-        torch.mul(self._like(x, self._matmul("read", C, state)), self._factor(since), out=y)
+        u = self.places.product("u", x.transpose(2, 3), scale.mT[..., None])
+        inside = self.places.matmul("inside", scores.flatten(0, 1), u.flatten(0, 2))
+        torch.mul(self._like(x, self.places.matmul("read", C, state)), self._factor(since), out=y)
         y.add_(inside.view_as(u).transpose(2, 3))
         if self.D is not None:
             y.addcmul_(x, self.D)
-        written = self._product("written", x, self._factor(until) * scale[..., None])
+        written = self.places.product("written", x, self._factor(until) * scale[..., None])
         torch.mul(state, self._of_state(since), out=after).baddbmm_(B.mT, _rows(written))
         return after
 
@@ -92,31 +96,31 @@ class _Chunks:
         decay, since, until = self._decays(log_decay)
         pairs = torch.bmm(C, B.mT)
 
-        u = self._product("u", x.transpose(2, 3), scale.mT[..., None])
-        dy_by_head = self._place("dy", u.shape).copy_(dy.transpose(2, 3)).flatten(0, 2)
-        crossing = self._matmul("crossing", dy_by_head, u.flatten(0, 2).mT).view_as(decay)
-        scores = self._product("scores", decay, pairs[:, None])
-        du_inside = self._matmul("du_inside", scores.flatten(0, 1).mT, dy_by_head).view_as(u).transpose(2, 3)
+        u = self.places.product("u", x.transpose(2, 3), scale.mT[..., None])
+        dy_by_head = self.places.get("dy", u.shape, u).copy_(dy.transpose(2, 3)).flatten(0, 2)
+        crossing = self.places.matmul("crossing", dy_by_head, u.flatten(0, 2).mT).view_as(decay)
+        scores = self.places.product("scores", decay, pairs[:, None])
+        du_inside = self.places.matmul("du_inside", scores.flatten(0, 1).mT, dy_by_head).view_as(u).transpose(2, 3)
         dpairs = crossing.mul_(decay).sum(1)
         crossing.mul_(pairs[:, None])
 
-        read = self._product("read", dy, self._factor(since))
-        written = self._product("written", x, self._factor(until) * scale[..., None])
+        read = self.places.product("read", dy, self._factor(since))
+        written = self.places.product("written", x, self._factor(until) * scale[..., None])
         dB = torch.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C)
         dC = torch.bmm(_rows(read), state.mT).baddbmm_(dpairs, B)
-        dsince = self._like(x, self._matmul("dsince", C, state)).mul_(read).sum(-1)
-        du = self._like(x, self._matmul("du", B, dstate))
-        duntil = self._product("duntil", du, written).sum(-1)
-        dlast = self._product("dlast", dstate, state).sum(1).view(*since.shape[:2], self.headdim).sum(-1)
+        dsince = self._like(x, self.places.matmul("dsince", C, state)).mul_(read).sum(-1)
+        du = self._like(x, self.places.matmul("du", B, dstate))
+        duntil = self.places.product("duntil", du, written).sum(-1)
+        dlast = self.places.product("dlast", dstate, state).sum(1).view(*since.shape[:2], self.headdim).sum(-1)
         dlast = (dlast * since[..., -1])[..., None]
         dstate.mul_(self._of_state(since)).baddbmm_(C.mT, _rows(read))
 
         du.mul_(self._factor(until)).add_(du_inside)
-        torch.sum(self._product("dscale", du, x), -1, out=dscale)
+        torch.sum(self.places.product("dscale", du, x), -1, out=dscale)
         torch.mul(du, scale[..., None], out=dx)
         if self.D is not None:
             dx.addcmul_(dy, self.D)
-            dD += self._product("dD", dy, x).sum((0, 2)).view_as(dD)
+            dD += self.places.product("dD", dy, x).sum((0, 2)).view_as(dD)
         dsince, duntil = (v.mT.reshape(since.shape) for v in (dsince, duntil))
         dlog_decay.copy_(self._factor(self._of_decays(crossing, dsince, duntil) + dlast)[..., 0])
         for given, gradient in zip(gradients[3:], (dB, dC), strict=True):
@@ -125,17 +129,18 @@ class _Chunks:
     def _of_decays(self, crossing, dsince, duntil):
         """Gradient of the log decays, as in `by_chunk`."""
         after = after_each(crossing.shape[-1], "float32")
-        pairs = self._matmul("pairs", crossing.flatten(0, 2)[None], after[None]).view_as(crossing)
+        pairs = self.places.matmul("pairs", crossing.flatten(0, 2)[None], after[None]).view_as(crossing)
         return pairs.tril_().sum(-2) + torch.matmul(dsince, 1.0 - after) + torch.matmul(duntil, after)
 
     def _decays(self, log_decay):
         """`decays.decays` of (b, g, q, e), as (m, e, i, j) and (m, e, q)."""
         log2 = (log_decay.mT.flatten(0, 1) * math.log2(math.e)).clamp_(min=FORGOTTEN)
         coarse, fine = cumulative(log2)
-        decay = self._place("decay", (*log2.shape, log2.shape[-1]))
+        decay = self.places.get("decay", (*log2.shape, log2.shape[-1]), log2)
         torch.sub(coarse[..., None], coarse[..., None, :], out=decay).add_(fine[..., None]).sub_(fine[..., None, :])
-        decay.clamp_(max=0.0).exp2_().tril_()
-        return decay, decay[..., 0] * log2[..., :1].exp2_(), decay[..., -1, :].clone()
+        threshold_(decay.clamp_(max=0.0).exp2_().tril_(), NEGLIGIBLE, 0.0)
+        since = threshold_(decay[..., 0] * log2[..., :1].exp2_(), NEGLIGIBLE, 0.0)
+        return decay, since, decay[..., -1, :].clone()
 
     def _by_token(self, x):
         """(b, q, h, ...) -> (b, g, q, e, ...)."""
@@ -152,18 +157,6 @@ class _Chunks:
     def _like(self, x, rows):
         """(m, q, k) -> (b, g, q, e, p)."""
         return rows.view(x.shape)
-
-    def _place(self, name, shape):
-        """Room for a tensor, in the place of the last one of that name."""
-        if name not in self.places or self.places[name].shape != shape:
-            self.places[name] = torch.empty(shape)
-        return self.places[name]
-
-    def _product(self, name, a, b):
-        return torch.mul(a, b, out=self._place(name, torch.broadcast_shapes(a.shape, b.shape)))
-
-    def _matmul(self, name, a, b):
-        return torch.bmm(a, b, out=self._place(name, (*a.shape[:2], b.shape[2])))
 
 
 def _matrices(x):
