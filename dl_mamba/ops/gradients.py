@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import keras
@@ -62,6 +63,8 @@ def _with_gradient_torch(forward: Forward, backward: Backward, outputs: Callable
 def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Callable) -> Callable[..., Tensors]:
     import tensorflow as tf
 
+    forward, backward = _traced_once(forward), _traced_once(backward)
+
     def function(*args):
         present = [arg is not None for arg in args]
 
@@ -78,6 +81,26 @@ def _with_gradient_tensorflow(forward: Forward, backward: Backward, outputs: Cal
         return run(*map(tf.convert_to_tensor, _select(args, present)))  # it takes no variables
 
     return function
+
+
+def _traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, of which a graph holds one trace for all calls with tensors of the same shapes.
+
+    `tf.function` alone would take the trace of an unknown size for a known one, forward or backward only.
+    """
+    import tensorflow as tf
+
+    @cache
+    def traced(_: Any) -> Any:
+        return tf.function(function, autograph=False)
+
+    def run(*args: Any) -> Any:
+        if tf.executing_eagerly():
+            return function(*args)
+        kind = lambda x: None if x is None else (tuple(x.shape), x.dtype)  # noqa: E731
+        return traced(tf.nest.map_structure(kind, args))(*args)
+
+    return run
 
 
 def _select(values: Sequence[Any], present: Sequence[bool]) -> list[Any]:

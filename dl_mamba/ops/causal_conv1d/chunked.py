@@ -5,7 +5,7 @@ With a mask each row is first left-aligned, so that the window of a token holds 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import keras
 from keras import ops
@@ -38,8 +38,13 @@ def _convolution(x, before, weight, bias, documents, activation):
     if runs_in_place(x) and x.shape[1] > 1:
         from dl_mamba.ops.causal_conv1d import in_place
 
-        return in_place.run(x, before, weight, bias, documents, activation)
-    return recomputed(partial(_activated, activation))(x, before, weight, bias, documents)
+        return in_place.convolution(activation)(x, before, weight, bias, documents)[0]
+    return _recomputed(activation)(x, before, weight, bias, documents)
+
+
+@cache
+def _recomputed(activation):
+    return recomputed(partial(_activated, activation))
 
 
 def _number_documents(starts, history):

@@ -6,7 +6,7 @@ tap k sees the window from its token k on.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.nn.functional import silu
@@ -15,10 +15,13 @@ from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.places import Places, blocks
 
 
-def run(x, before, weight, bias, documents, activation):
-    """(b, l, c), (b, d_conv - 1, c), (d_conv, c), (c,) or None, (b, d_conv - 1 + l) or None -> (b, l, c) float32."""
-    forward, backward = (partial(function, activation=activation) for function in (_forward, _backward))
-    return with_gradient(forward, backward)(x, before, weight, bias, documents)[0]
+@cache
+def convolution(activation):
+    """A function of x (b, l, c), the tokens before it, weight (d_conv, c), bias or None, documents or None -> (y,).
+
+    Documents are numbers (b, d_conv - 1 + l), y is float32.
+    """
+    return with_gradient(*(partial(function, activation=activation) for function in (_forward, _backward)))
 
 
 def _forward(*args, activation):

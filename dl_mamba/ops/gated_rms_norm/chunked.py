@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 from keras import ops
 
@@ -15,9 +15,14 @@ def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
     if runs_in_place(x):
         from dl_mamba.ops.gated_rms_norm import in_place
 
-        return in_place.run(x, weight, z, epsilon, ngroups, norm_before_gate)
+        return in_place.norm(epsilon, ngroups, norm_before_gate)(x, weight, z)[0]
+    return _norm(epsilon, ngroups, norm_before_gate)(x, weight, z)
+
+
+@cache
+def _norm(epsilon, ngroups, norm_before_gate):
     options = {"epsilon": epsilon, "ngroups": ngroups, "norm_before_gate": norm_before_gate}
-    return recomputed(partial(_normalized, **options))(x, weight, z)
+    return recomputed(partial(_normalized, **options))
 
 
 def _normalized(x, weight, z, *, epsilon, ngroups, norm_before_gate):

@@ -8,7 +8,7 @@ Axes: r row, g group, c channel of the group.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -16,10 +16,11 @@ from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.places import SILU, SILU_BACKWARD, Places, row_blocks
 
 
-def run(x, weight, z, epsilon, ngroups, norm_before_gate):
-    """x and z (..., channels), weight (channels,) -> float32."""
+@cache
+def norm(epsilon, ngroups, norm_before_gate):
+    """A function of x, weight and z, shaped (..., channels), (channels,) and as x or None -> (y,), float32."""
     options = {"epsilon": epsilon, "ngroups": ngroups, "norm_before_gate": norm_before_gate}
-    return with_gradient(partial(_forward, **options), partial(_backward, **options))(x, weight, z)[0]
+    return with_gradient(partial(_forward, **options), partial(_backward, **options))
 
 
 def _forward(x, weight, z, *, epsilon, ngroups, norm_before_gate):

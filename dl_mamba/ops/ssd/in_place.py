@@ -10,7 +10,7 @@ are multiplied with lies "by head", (b, g, e, q, p); what states are multiplied 
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.nn.functional import threshold_
@@ -24,8 +24,13 @@ NEGLIGIBLE = 2.0**-64  # smaller decays are none: products with subnormal number
 
 def run(tokens, state, D, size):
     """y (b, l, h, p) and the state behind the last token, from chunks of `size` tokens; D is (h, p) or None."""
-    outputs = lambda *args: _forward(*args, size=size, keep=False)[0]  # noqa: E731
-    return with_gradient(partial(_forward, size=size), partial(_backward, size=size), outputs)(*tokens, state, D)
+    return _recurrence(size)(*tokens, state, D)
+
+
+@cache
+def _recurrence(size):
+    functions = _forward, _backward, lambda *args, size: _forward(*args, size=size, keep=False)[0]
+    return with_gradient(*(partial(function, size=size) for function in functions))
 
 
 def _forward(*args, size, keep=True):
