@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from dl_mamba.ops.gradients import with_gradient
-from dl_mamba.ops.places import SILU, SILU_BACKWARD, Places, row_blocks
+from dl_mamba.ops.places import SILU, SILU_BACKWARD, Places, fresh, row_blocks
 
 
 def _forward(y, x, D, z):
-    gated, places = torch.empty(x.shape), Places()
+    gated, places = fresh(x), Places()
     for y_, x_, z_, gated_ in row_blocks(y, x, z, gated):
         torch.mul(_with_skip(y_, x_, D, gated_), SILU(z_, out=places.get("gate", x_.shape, x_)), out=gated_)
     return (gated,), (y, x, D, z)
@@ -17,7 +17,7 @@ def _forward(y, x, D, z):
 
 def _backward(args, gradients):
     y, x, D, z = args
-    dy, dx, dz = (torch.empty(x.shape) for _ in range(3))
+    dy, dx, dz = (fresh(x) for _ in range(3))
     dD, places = None if D is None else torch.zeros_like(D), Places()
     for y_, x_, z_, dgated, dy_, dx_, dz_ in row_blocks(y, x, z, gradients[0], dy, dx, dz):
         torch.mul(dgated, SILU(z_, out=places.get("gate", x_.shape, x_)), out=dy_)

@@ -42,6 +42,11 @@ class Places:
         return torch.bmm(a, b, out=self.get(name, (*a.shape[:2], b.shape[2]), a))
 
 
+def fresh(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous float32 tensor of the shape of x, with anything in it."""
+    return torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
 def blocks(count: int, numbers: int) -> list[slice]:
     """`count` tokens in blocks of equal size (but for the last) and about `BLOCK` numbers, `numbers` for each token."""
     number = max(1, round(count * numbers / BLOCK))

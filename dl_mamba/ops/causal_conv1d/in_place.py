@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import silu
 
 from dl_mamba.ops.gradients import with_gradient
-from dl_mamba.ops.places import Places, blocks
+from dl_mamba.ops.places import Places, blocks, fresh
 
 
 @cache
@@ -25,7 +25,7 @@ def convolution(activation):
 
 
 def _forward(*args, activation):
-    work, y = _Blocks(*args), torch.empty(args[0].shape)
+    work, y = _Blocks(*args), fresh(args[0])
     for tokens in work.blocks:
         z = work.convolve(tokens, work.window(tokens), out=y[:, tokens])
         if activation is not None:
@@ -37,7 +37,7 @@ def _backward(args, gradients, *, activation):
     work, (dy,) = _Blocks(*args), gradients
     dx = torch.empty_like(args[0])
     dbefore, dweight, dbias, ddocuments = (None if v is None else torch.zeros_like(v) for v in args[1:])
-    behind = torch.zeros(dbefore.shape)  # for the last tokens of a block, from the tokens behind it
+    behind = torch.zeros_like(dbefore, dtype=torch.float32)  # for the last tokens of a block, from the tokens behind it
     for tokens in reversed(work.blocks):
         window, dz = work.window(tokens), dy[:, tokens]
         if activation is not None:

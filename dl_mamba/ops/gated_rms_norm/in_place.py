@@ -13,7 +13,7 @@ from functools import cache, partial
 import torch
 
 from dl_mamba.ops.gradients import with_gradient
-from dl_mamba.ops.places import SILU, SILU_BACKWARD, Places, row_blocks
+from dl_mamba.ops.places import SILU, SILU_BACKWARD, Places, fresh, row_blocks
 
 
 @cache
@@ -24,7 +24,7 @@ def norm(epsilon, ngroups, norm_before_gate):
 
 
 def _forward(x, weight, z, *, epsilon, ngroups, norm_before_gate):
-    y, places, w = torch.empty(x.shape), Places(), weight.float().view(ngroups, -1)
+    y, places, w = fresh(x), Places(), weight.float().view(ngroups, -1)
     for x_, z_, y_ in row_blocks(x, z, y):
         gate = None if z is None else SILU(z_, out=places.get("gate", y_.shape, y_))
         t = _grouped(x_ if z is None or norm_before_gate else places.product("t", x_, gate), w)
@@ -37,7 +37,7 @@ def _forward(x, weight, z, *, epsilon, ngroups, norm_before_gate):
 def _backward(args, gradients, *, epsilon, ngroups, norm_before_gate):
     x, weight, z = args
     places, w = Places(), weight.float().view(ngroups, -1)
-    dx, dz, dw = torch.empty(x.shape), None if z is None else torch.empty(x.shape), torch.zeros_like(w)
+    dx, dz, dw = fresh(x), None if z is None else fresh(z), torch.zeros_like(w)
     for x_, z_, dy, dx_, dz_ in row_blocks(x, z, gradients[0], dx, dz):
         gate = None if z is None else SILU(z_, out=places.get("gate", dx_.shape, dx_))
         t = _grouped(x_ if z is None or norm_before_gate else places.product("t", x_, gate), w)

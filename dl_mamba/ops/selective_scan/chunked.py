@@ -25,8 +25,9 @@ from dl_mamba.ops.selective_scan import block_by_token, token
 from dl_mamba.ops.selective_scan.blocks import over_blocks
 from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
 
-BLOCK, SHORTEST = 32, 8  # tokens
-CACHED = 2**20  # numbers in the states of a block, over which torch on a CPU passes several times
+BLOCK = {"torch": 64}.get(keras.backend.backend(), 32)  # tokens; torch's calls cost more
+SHORTEST = 8
+CACHED = 2**21  # numbers in the states of a block, over which torch on a CPU passes several times
 CPU_STATES = 2**15  # numbers in the states of the chunks that walk together
 ACCELERATOR_STATES = 2**22
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import threshold_
 
 from dl_mamba.ops.gradients import with_gradient
-from dl_mamba.ops.places import Places
+from dl_mamba.ops.places import Places, fresh
 from dl_mamba.ops.ssd.decays import FORGOTTEN, after_each, cumulative
 
 NEGLIGIBLE = 2.0**-64  # smaller decays are none: products with subnormal numbers take several times as long
@@ -36,7 +36,7 @@ def _recurrence(size):
 def _forward(*args, size, keep=True):
     *tokens, state, D = args
     work = _Chunks(tokens, D)
-    y, state = torch.empty_like(tokens[0]), work.turned(state)
+    y, state = fresh(tokens[0]), work.turned(state)
     states = []
     for *chunk, y_of_chunk in _cut(size, *tokens, y):
         states.append(state)
@@ -47,7 +47,8 @@ def _forward(*args, size, keep=True):
 def _backward(kept, gradients, *, size):
     tokens, D, states = kept[:5], kept[5], kept[6:]
     dy, dstate = gradients
-    work, dstate = _Chunks(tokens, D), _Chunks(tokens, D).turned(dstate)
+    work = _Chunks(tokens, D)
+    dstate = work.turned(dstate)
     dtokens, dD = tuple(map(torch.empty_like, tokens)), None if D is None else torch.zeros_like(D)
     chunks = list(_cut(size, *tokens, dy, *dtokens))
     for (*chunk, dy_of_chunk, dx, dscale, dlog_decay, dB, dC), state in zip(chunks[::-1], states[::-1], strict=True):
