@@ -114,11 +114,6 @@ def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b
 
 
-def plus_in_place(y: Tensor, b: Tensor) -> Tensor:
-    """y + b in the same way."""
-    return y.add_(b) if keras.backend.backend() == "torch" else y + b
-
-
 def _broadcast_rows(x: Tensor, w: Tensor) -> tuple[int, int, int] | None:
     """The shape of x as (before, along, after) the neighbouring axes that w lacks, where sums along them are slow."""
     narrow = (1,) * (len(x.shape) - len(w.shape)) + tuple(w.shape)

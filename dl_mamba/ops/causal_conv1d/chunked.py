@@ -1,4 +1,4 @@
-"""Causal depthwise convolution as d_conv shifted products, which XLA fuses into one pass.
+"""Causal depthwise convolution as d_conv shifted products, which XLA fuses into one pass; torch on a CPU: `in_place`.
 
 With a mask each row is first left-aligned, so that the window of a token holds the real tokens before it.
 """
@@ -12,7 +12,7 @@ from keras import ops
 
 from dl_mamba.ops.gradients import recomputed, with_gradient
 from dl_mamba.ops.loops import loop
-from dl_mamba.ops.numerics import plus_in_place, plus_product, silu, upcast
+from dl_mamba.ops.numerics import plus_product, silu, upcast
 from dl_mamba.ops.sequence import left_alignment, on_accelerator, padded, runs_in_place, size_of, take_tokens
 
 SUMMED = 16  # tokens in a pass of a sum; 8 take twice as long, and 32 half as long again
@@ -74,7 +74,7 @@ def _forward(tokens, weight, bias, documents):
     y = tokens[:, history:] * weight[history]
     for k in range(history):
         y = plus_product(y, _same_document(tokens[:, k : k - history], k, history, documents), weight[k])
-    return (y if bias is None else plus_in_place(y, bias),), (tokens, weight, bias, documents)
+    return (y if bias is None else y + bias,), (tokens, weight, bias, documents)
 
 
 def _backward(residuals, gradients):

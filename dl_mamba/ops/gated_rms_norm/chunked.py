@@ -1,4 +1,4 @@
-"""Gated RMS norm in one pass; from primitives, so that it exports to every format."""
+"""Gated RMS norm in one pass; from primitives, so that it exports to every format. torch on a CPU: `in_place`."""
 
 from __future__ import annotations
 
