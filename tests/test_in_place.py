@@ -35,6 +35,12 @@ def test_any_block_of_rows_gives_the_same_norm(options, small_blocks):
     norm.test_values_and_gradients_equal_the_float64_equation("chunked", options)
 
 
+@pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12)])
+def test_no_row_at_all_has_a_norm_and_a_gradient(shape):
+    (y,), gradients = values_and_gradients(lambda x: (gated_rms_norm(x, np.ones(12)),), {"x": np.ones(shape)})
+    assert y.shape == gradients["x"].shape == shape
+
+
 def test_gradients_reach_parts_of_a_wider_tensor():
     """Tokens that are slices, as those of in_proj are, with a gradient that lies another way."""
     wide = np.random.default_rng(0).normal(size=(2, 9, 24)).astype("float32")

@@ -50,7 +50,7 @@ def fresh(x: torch.Tensor) -> torch.Tensor:
 def blocks(count: int, numbers: int) -> list[slice]:
     """`count` tokens in blocks of equal size (but for the last) and about `BLOCK` numbers, `numbers` for each token."""
     number = max(1, round(count * numbers / BLOCK))
-    size = -(-count // number)
+    size = max(1, -(-count // number))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
