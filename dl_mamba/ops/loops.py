@@ -159,6 +159,21 @@ def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tup
     return carry, tuple(ops.stack(column) for column in zip(*ys, strict=True))
 
 
+def _loop_torch(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+    import torch
+
+    if torch.is_grad_enabled():
+        return _loop_eagerly(step, carry, xs, reverse)
+    items = list(enumerate(_rows(xs)))
+    columns = ()
+    for i, x in reversed(items) if reverse else items:
+        carry, ys = step(carry, x)
+        columns = columns or tuple(y.new_empty((len(items), *y.shape)) for y in ys)
+        for column, y in zip(columns, ys, strict=True):
+            column[i] = y
+    return carry, columns
+
+
 def _traced_step(step: Step, carry: Tensors, xs: Tensors) -> Any:
     """The step as a graph, which knows dtypes and static shapes of what it returns."""
     import tensorflow as tf
@@ -175,5 +190,5 @@ def _loop_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[T
     return jax.lax.scan(step, carry, xs, reverse=reverse)
 
 
-_LOOP = {"jax": _loop_jax, "torch": _loop_eagerly, "tensorflow": _loop_tensorflow}
+_LOOP = {"jax": _loop_jax, "torch": _loop_torch, "tensorflow": _loop_tensorflow}
 _SCAN = {"jax": _scan_jax, "torch": _scan_torch, "tensorflow": _scan_tensorflow}
