@@ -160,6 +160,7 @@ def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tup
 
 
 def _loop_torch(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
+    """Outputs go where they stay while they are in the cache; autograd would keep a version of that place for each."""
     import torch
 
     if torch.is_grad_enabled():

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import silu
 
 from dl_mamba.ops.gradients import with_gradient
-from dl_mamba.ops.places import Places, blocks, fresh
+from dl_mamba.ops.places import SILU_BACKWARD, Places, blocks, fresh
 
 
 @cache
@@ -42,7 +42,7 @@ def _backward(args, gradients, *, activation):
         window, dz = work.window(tokens), dy[:, tokens]
         if activation is not None:
             z = work.convolve(tokens, window, out=work.places.get("z", dz.shape, window))
-            dz = torch.ops.aten.silu_backward.grad_input(dz, z, grad_input=z)
+            dz = SILU_BACKWARD(dz, z, grad_input=z)
         dweight += work.gradient_of_weight(tokens, window, dz)
         if dbias is not None:
             dbias += dz.sum((0, 1))

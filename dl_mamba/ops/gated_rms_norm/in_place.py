@@ -45,12 +45,16 @@ def _backward(args, gradients, *, epsilon, ngroups, norm_before_gate):
         if z is not None and norm_before_gate:
             normed = places.product("normed", t, scale[..., None]).mul_(w).view_as(dy)
             SILU_BACKWARD(normed.mul_(dy), z_, grad_input=dz_)
-            dy = places.product("dy", dy, gate)  # noqa: PLW2901 - of what the gate is multiplied with
-        dy = _grouped(dy, w)
-        products = places.product("products", dy, t).transpose(0, 1)  # rows times matrices are the faster way
+        ungated = places.product("ungated", dy, gate) if z is not None and norm_before_gate else dy
+        ungated = _grouped(ungated, w)
+        products = places.product("products", ungated, t).transpose(0, 1)  # rows times matrices are the faster way
         dw += torch.matmul(scale.mT[:, None], products)[:, 0]
         mean = torch.matmul(w[:, None], products.mT)[:, 0].mT / w.shape[1]
-        dt = places.product("dt", dy, w).mul_(scale[..., None]).addcmul_(t, (scale**3 * mean)[..., None], value=-1.0)
+        dt = (
+            places.product("dt", ungated, w)
+            .mul_(scale[..., None])
+            .addcmul_(t, (scale**3 * mean)[..., None], value=-1.0)
+        )
         dt = dt.view_as(dx_)
         if z is None or norm_before_gate:
             dx_.copy_(dt)

@@ -1,8 +1,7 @@
 """A block of tokens at once, in place: for torch, whose calls cost more than what they compute for one token.
 
-The large temporaries of a block are taken again by the next one: on a CPU, fetching fresh memory takes longer than
-filling it. There exp2 takes a third of the time of exp, and a row times a matrix a tenth of that of a matrix times a
-column. A block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None. Axes as in `chunked`.
+On a CPU exp2 takes a third of the time of exp, and a row times a matrix a tenth of that of a matrix times a column. A
+block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None. Axes as in `chunked`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def after_each(size: int, dtype: str) -> Tensor:
     return 1.0 - ops.cast(not_before(size), dtype)
 
 
-def cumulative(log_decay):
+def cumulative(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """Running sum as two parts whose differences do not cancel.
 
     The coarse part is rounded so that its sums are exact in float32; the fine part stays small. The difference of two

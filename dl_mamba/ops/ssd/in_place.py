@@ -86,7 +86,7 @@ class _Chunks:
         scores = decay.mul_(torch.bmm(C, B.mT)[:, None])
         u = self.places.product("u", x.transpose(2, 3), scale.mT[..., None])
         inside = self.places.matmul("inside", scores.flatten(0, 1), u.flatten(0, 2))
-        torch.mul(self._like(x, self.places.matmul("read", C, state)), self._factor(since), out=y)
+        torch.mul(self.places.matmul("read", C, state).view_as(x), self._factor(since), out=y)
         y.add_(inside.view_as(u).transpose(2, 3))
         if self.D is not None:
             y.addcmul_(x, self.D)
@@ -114,8 +114,8 @@ class _Chunks:
         written = self.places.product("written", x, self._factor(until) * scale[..., None])
         dB = torch.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C)
         dC = torch.bmm(_rows(read), state.mT).baddbmm_(dpairs, B)
-        dsince = self._like(x, self.places.matmul("dsince", C, state)).mul_(read).sum(-1)
-        du = self._like(x, self.places.matmul("du", B, dstate))
+        dsince = self.places.matmul("dsince", C, state).view_as(x).mul_(read).sum(-1)
+        du = self.places.matmul("du", B, dstate).view_as(x)
         duntil = self.places.product("duntil", du, written).sum(-1)
         dlast = self.places.product("dlast", dstate, state).sum(1).view(*since.shape[:2], self.headdim).sum(-1)
         dlast = (dlast * since[..., -1])[..., None]
@@ -159,10 +159,6 @@ class _Chunks:
     def _of_state(self, since):
         """The decay over the whole chunk, as a factor of the state: (m, 1, k)."""
         return since[..., -1].repeat_interleave(self.headdim, dim=1)[:, None]
-
-    def _like(self, x, rows):
-        """(m, q, k) -> (b, g, q, e, p)."""
-        return rows.view(x.shape)
 
 
 def _matrices(x):
