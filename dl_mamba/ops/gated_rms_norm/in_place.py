@@ -42,20 +42,17 @@ def _backward(args, gradients, *, epsilon, ngroups, norm_before_gate):
         gate = None if z is None else SILU(z_, out=places.get("gate", dx_.shape, dx_))
         t = _grouped(x_ if z is None or norm_before_gate else places.product("t", x_, gate), w)
         scale = _scale(t, epsilon)
+        dnormed = dy
         if z is not None and norm_before_gate:
             normed = places.product("normed", t, scale[..., None]).mul_(w).view_as(dy)
             SILU_BACKWARD(normed.mul_(dy), z_, grad_input=dz_)
-        ungated = places.product("ungated", dy, gate) if z is not None and norm_before_gate else dy
-        ungated = _grouped(ungated, w)
-        products = places.product("products", ungated, t).transpose(0, 1)  # rows times matrices are the faster way
+            dnormed = places.product("dnormed", dy, gate)
+        dnormed = _grouped(dnormed, w)
+        products = places.product("products", dnormed, t).transpose(0, 1)  # rows times matrices are the faster way
         dw += torch.matmul(scale.mT[:, None], products)[:, 0]
         mean = torch.matmul(w[:, None], products.mT)[:, 0].mT / w.shape[1]
-        dt = (
-            places.product("dt", ungated, w)
-            .mul_(scale[..., None])
-            .addcmul_(t, (scale**3 * mean)[..., None], value=-1.0)
-        )
-        dt = dt.view_as(dx_)
+        dt = places.product("dt", dnormed, w).mul_(scale[..., None])
+        dt = dt.addcmul_(t, (scale**3 * mean)[..., None], value=-1.0).view_as(dx_)
         if z is None or norm_before_gate:
             dx_.copy_(dt)
         else:
