@@ -124,3 +124,12 @@ def assert_laws_hold(came: tuple, wanted: tuple, values: float = 1e-5, gradients
     assert came[1].keys() == wanted[1].keys()
     for name in wanted[1]:
         assert_close(came[1][name], wanted[1][name], gradients, f"gradient of {name}")
+
+
+def exact_products():
+    """On JAX products of float32 in float32, where a GPU takes tf32 unless told otherwise."""
+    if BACKEND != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.default_matmul_precision("highest")
