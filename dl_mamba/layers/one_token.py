@@ -1,7 +1,8 @@
-"""A residual block of Mamba-2 reads one token with three kernels, where the decode loop asks for it.
+"""A residual block of Mamba-2 reads one token with three kernels or five, where the decode loop asks for it.
 
-Norm, in_proj and convolution are one, the state another, gate, norm, out_proj and the sum the third. The embedding and
-the logits of tied embeddings are one each. They have no gradient, so that nobody but a loop that wants none may ask.
+Norm, in_proj and convolution are one, state and gate another, norm, out_proj and the sum the third; with more than a
+few rows the norms stand apart. The embedding and the logits of tied embeddings are one each. They have no gradient, so
+that nobody but a loop that wants none may ask.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from keras import ops
 
 from dl_mamba.layers.mixer import MixerState
 from dl_mamba.ops import dispatch
-from dl_mamba.ops.sequence import split_channels
 
 _asked: ContextVar[bool] = ContextVar("dl_mamba_fused_token", default=False)
 
@@ -54,11 +54,11 @@ def step(block: Any, x: Any, state: MixerState) -> tuple[Any, MixerState]:
         c.ssm_width,
         epsilon=block.norm.epsilon,
     )
-    z, xBC, dt = split_channels(projected, c.ssm_width, c.conv_width, c.nheads)
-    y, ssm = mixer.recur(**mixer.recurrence_inputs(z, xBC, dt), initial_state=state.ssm)
-    y = ops.reshape(y, (x.shape[0], 1, c.ssm_width))
-    scale = ops.convert_to_tensor(mixer.norm.scale)
-    return kernels.finish(y, z, scale, turned(mixer.out_proj), x, epsilon=mixer.norm.epsilon), MixerState(conv, ssm)
+    constants = (ops.convert_to_tensor(variable) for variable in (mixer.A_log, mixer.D, mixer.dt_bias))
+    y, ssm, squares = kernels.advance(projected, state.ssm, *constants, c.dt_limit, c.ssm_width)
+    scale, epsilon = ops.convert_to_tensor(mixer.norm.scale), mixer.norm.epsilon
+    x = kernels.finish(y, squares, scale, turned(mixer.out_proj), x, epsilon=epsilon)
+    return x, MixerState(conv, ssm)
 
 
 def embedding_fits(embedding: Any, ids: Any) -> bool:

@@ -53,16 +53,19 @@ class Options:
 
 def forward(options: Options, x: Tensor, weight: Tensor, z: Tensor):
     """(y,), and what `backward` needs. x and z are (batch, length, channels)."""
+    return _normed(options, x, weight, z, OVERLAP=False), (x, weight, z)
+
+
+def of_one_token(options: Options, x: Tensor, weight: Tensor) -> Tensor:
+    """y alone, in the decode loop."""
+    return _normed(options, x, weight, None, early=(1,))[0]
+
+
+def _normed(options, x, weight, z, **more):
     inputs, constants = options.prepared(x, weight, z)
     rows = x.shape[0] * x.shape[1]
-    outputs = launch(
-        norm_forward,
-        (-(-rows // constants["R"]), options.ngroups),
-        [*inputs, rows],
-        [(tuple(x.shape), options.dtype)],
-        **constants,
-    )
-    return outputs, (x, weight, z)
+    grid = (-(-rows // constants["R"]), options.ngroups)
+    return launch(norm_forward, grid, [*inputs, rows], [(tuple(x.shape), options.dtype)], **constants, **more)
 
 
 def backward(options: Options, copies: int | None, tensors, gradients):

@@ -6,6 +6,7 @@ it once. Work: about 10 operations for each number forward and 30 backward, far 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dl_mamba.ops.kernels.tiles import sigmoid
 
@@ -32,14 +33,18 @@ def norm_forward(
     EPSILON: tl.constexpr,
     BEFORE: tl.constexpr,
     HAS_Z: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """y (rows, c): R rows of one group of SIZE channels."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)[:, None]
     n = tl.arange(0, BN)[None, :]
     channel = tl.program_id(1) * SIZE + n
     inside = (row < rows) & (n < SIZE)
-    value = tl.load(x + row * X_TOKEN + channel, mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(weight + channel, mask=n < SIZE, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()  # for x and z
+    value = tl.load(x + row * X_TOKEN + channel, mask=inside, other=0.0).to(tl.float32)
     if HAS_Z:
         gate = tl.load(z + row * Z_TOKEN + channel, mask=inside, other=0.0).to(tl.float32)
         gate *= sigmoid(gate)

@@ -1,22 +1,27 @@
-"""The two halves of a Mamba-2 block around its state, and the logits, for one token of a few rows."""
+"""The two halves of a Mamba-2 block around its state, and the logits, for one token of some rows."""
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from keras.backend import standardize_dtype
 
+from dl_mamba.ops.kernels import gated_rms_norm, ssd
 from dl_mamba.ops.kernels.launch import launch, packed, token_stride
-from dl_mamba.ops.kernels.normed_product import normed_product
+from dl_mamba.ops.kernels.normed_product import product_of_few, product_of_many
 
-ROWS = 8  # more are better served by the matrix products of the vendor
-NUMBERS = 8192  # of the matrix that a program holds
-WARPS = 8
+FEW = 8  # rows, up to which each is multiplied by itself, in float32
+ROWS = 256  # at most
+WIDE = 16384  # columns, from which on programs of 64 of them are enough
+NUMBERS = 8192  # of the matrix that a program holds for a few rows
 DEEPEST = 8192  # rows of the matrix
 Tensor = Any
 
 
-def project(x: Tensor, scale: Tensor, matrix: Tensor, window: Tensor, taps: Tensor, bias: Tensor, first: int, **norm):
+def project(
+    x: Tensor, scale: Tensor, matrix: Tensor, window: Tensor, taps: Tensor, bias: Tensor, first: int, epsilon: float
+):
     """norm(x) matrix^T, whose columns from `first` on pass through the convolution with SiLU, and the new window.
 
     Args:
@@ -27,55 +32,115 @@ def project(x: Tensor, scale: Tensor, matrix: Tensor, window: Tensor, taps: Tens
         taps: (W, channels).
         bias: (channels,) or None.
         first: the first convolved column.
-        norm: `epsilon`.
+        epsilon: of the norm.
     """
     dtype, (width, channels) = standardize_dtype(matrix.dtype), taps.shape
-    end = (tuple(window.shape), standardize_dtype(window.dtype))
+    outputs = [dtype, (tuple(window.shape), standardize_dtype(window.dtype))]
     beside = [None, taps, bias, window]
-    return _launch(x, None, scale, matrix, beside, [dtype, end], W=width, FIRST=first, CHANNELS=channels, **norm)
+    return _product(x, None, scale, matrix, beside, outputs, epsilon, W=width, FIRST=first, CHANNELS=channels)
 
 
-def finish(y: Tensor, gate: Tensor, scale: Tensor, matrix: Tensor, residual: Tensor, **norm: float) -> Tensor:
-    """residual + norm(y SiLU(gate)) matrix^T, in the dtype of the residual."""
+def advance(
+    projected: Tensor,
+    state: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y SiLU(z), the next state, and sums (rows, n) that add up to the squares of a row.
+
+    Args:
+        projected: (rows, 1, columns), z, x, B, C and dt of one group.
+        state: (rows, nheads, headdim, d_state).
+        A_log, D, dt_bias: as `Mamba2Layer` has them.
+        dt_limit: smallest and largest step size.
+        width: channels of z, and of x.
+    """
+    rows, nheads, headdim, d_state = state.shape
+    dtype = standardize_dtype(projected.dtype)
+    shape = ssd.Shape(rows, 1, nheads, headdim, 1, d_state, dtype)
+    sizes = {"Z": width, "X": width, "B": d_state, "C": d_state, "DT": nheads}
+    first = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    y, state, squares = ssd.gated_step(
+        ssd.Options(True, tuple(dt_limit), dtype), shape, packed(projected), first, A_log, D, dt_bias, state
+    )
+    return y.reshape(rows, 1, width), state, squares
+
+
+def finish(y: Tensor, squares: Tensor, scale: Tensor, matrix: Tensor, residual: Tensor, epsilon: float) -> Tensor:
+    """residual + norm(y) matrix^T, in the dtype of the residual; `squares` (rows, n) add up to those of y."""
     dtype = standardize_dtype(residual.dtype)
     beside = [residual, None, None, None]
-    return _launch(y, gate, scale, matrix, beside, [dtype, ((1,), dtype)], W=0, FIRST=0, CHANNELS=1, **norm)[0]
+    return _product(y, squares, scale, matrix, beside, [dtype, ((1,), dtype)], epsilon)[0]
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
     """x (rows, width) by matrix (columns, width) in float32."""
-    beside = [None, None, None, None]
-    y, _ = _launch(x[:, None], None, None, matrix, beside, ["float32", ((1,), "float32")], W=0, FIRST=0, CHANNELS=1)
-    return y[:, 0]
+    return _product(x[:, None], None, None, matrix, [None] * 4, ["float32", ((1,), "float32")])[0][:, 0]
 
 
-def _launch(x, gate, scale, matrix, beside, outputs, epsilon=0.0, **constants):
-    residual, _, bias, window = beside
-    (x, x_row), (opens, gate_row) = token_stride(x), token_stride(x if gate is None else gate)
+def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, W=0, FIRST=0, CHANNELS=1):
     (rows, _, depth), columns = x.shape, matrix.shape[0]
-    normed, block = scale is not None, 1 << (depth - 1).bit_length()
+    residual, _, bias, window = beside
+    many, matrix, dtype = rows > FEW, packed(matrix), standardize_dtype(matrix.dtype)
+    if many and scale is not None:
+        norm = gated_rms_norm.Options(epsilon, 1, False, dtype)
+        x = gated_rms_norm.of_one_token(norm, x, scale)
+    x, x_row = token_stride(x)
+    given = [*(matrix if v is None else packed(v) for v in beside)]
+    shared = {
+        "X_ROW": x_row,
+        "ROWS": rows,
+        "K": depth,
+        "N": columns,
+        "HAS_RESIDUAL": residual is not None,
+        "HAS_BIAS": bias is not None,
+        "W": W,
+        "FIRST": FIRST,
+        "CHANNELS": CHANNELS,
+    }
+    outputs = [((rows, 1, columns), outputs[0]), outputs[1]]
+    if many:
+        down, across, shared["BK"], shared["num_warps"], shared["num_stages"] = _tile(columns, dtype)
+        return launch(
+            product_of_many,
+            (-(-columns // across), -(-rows // down)),
+            [x, matrix, *given],
+            outputs,
+            over={} if window is None else {5: 1},
+            early=(1, 3, 4, 5),
+            BM=down,
+            BN=across,
+            PRECISION="tf32x3" if dtype == "float32" else "tf32",
+            **shared,
+        )
+    block, parts = 1 << (depth - 1).bit_length(), 0 if squares is None else squares.shape[1]
     at_once = max(1, NUMBERS // block)
-    scale, matrix = (matrix if scale is None else packed(scale)), packed(matrix)
     return launch(
-        normed_product,
+        product_of_few,
         (-(-columns // at_once),),
-        [x, opens, scale, matrix, *(scale if v is None else packed(v) for v in beside)],
-        [((rows, 1, columns), outputs[0]), outputs[1]],
+        [x, *(matrix if v is None else packed(v) for v in (squares, scale)), matrix, *given],
+        outputs,
         over={} if window is None else {7: 1},
         early=(2, 3, 5, 6, 7),
-        X_ROW=x_row,
-        GATE_ROW=gate_row,
-        ROWS=rows,
-        K=depth,
-        N=columns,
         BN=at_once,
         BK=block,
         EPSILON=float(epsilon),
-        NORMED=normed,
-        HAS_GATE=gate is not None,
-        HAS_RESIDUAL=residual is not None,
-        HAS_BIAS=bias is not None,
-        num_warps=WARPS,
+        NORMED=scale is not None,
+        PARTS=parts,
+        BPARTS=1 << max(parts - 1, 0).bit_length(),
+        num_warps=8,
         num_stages=1,
-        **constants,
+        **shared,
     )
+
+
+def _tile(columns, dtype):
+    """Rows and columns of a program, depth at a time, warps, stages: found on an H200 with 64 rows.
+
+    Rows are 64, because Hopper multiplies so many at once; columns not 32, which Triton 3.6 has miscompiled.
+    """
+    depth = 64 if dtype == "float32" else 128
+    return (64, 64, depth, 4, 3) if columns > WIDE else (64, 16, depth, 4, 4)

@@ -1,8 +1,9 @@
 """SSD from its kernels: which run, in what order, with which configuration, on tensors of torch or JAX.
 
-Forward: steps, then outputs. Backward: states and their gradients between chunks, all other gradients chunk by chunk,
-then those of the steps. Where batch x heads leave most of a GPU idle, the sequence is cut into segments that run side
-by side: a first walk tells what each adds to the state, a short scan what each starts from.
+Forward: steps, then outputs, of a short sequence in one kernel. Backward: states and their gradients between chunks,
+all other gradients chunk by chunk, then those of the steps. Where batch x heads leave most of a GPU idle, the sequence
+is cut into segments that run side by side: a first walk tells what each adds to the state, a short scan what each
+starts from.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels.binding import over_rows
 from dl_mamba.ops.kernels.launch import launch, packed, token_stride
-from dl_mamba.ops.kernels.ssd_forward import ssd_forward
+from dl_mamba.ops.kernels.ssd_forward import ssd_forward, ssd_short
 from dl_mamba.ops.kernels.ssd_gradient import ssd_gradient_groups, ssd_gradient_values
 from dl_mamba.ops.kernels.ssd_states import ssd_segments, ssd_states
 from dl_mamba.ops.kernels.ssd_step import ssd_step
@@ -27,6 +28,8 @@ PROGRAMS = 264  # two for each processor of an H100
 ENOUGH = 250  # programs, where more of them cost another sum of their results
 SHORTEST_SEGMENT = 4  # chunks
 LARGEST = 3.4e38
+HEADS = 16  # of a program that makes steps
+SHORT = 8  # chunks, up to which one kernel makes steps and outputs
 GROUP_ROWS = 64  # of a state, in a program that sums gradients of B and C
 # (warps, stages) for bfloat16, by the rows of a state: found by `python -m benchmarks.gpu_kernels --tune` on an H100
 CONFIGURATIONS = {
@@ -92,6 +95,11 @@ class Shape:
         programs = self.batch * self.chunks * self.ngroups
         return next(n for n in range(1, heads + 1) if heads % n == 0 and (n * programs >= ENOUGH or n == heads))
 
+    @cached_property
+    def step_heads(self) -> int:
+        """Heads of a program that makes steps."""
+        return min(HEADS, 1 << (self.nheads - 1).bit_length())
+
     def per_token(self, heads: int | None = None) -> tuple[int, int, int]:
         return (self.batch, heads or self.nheads, self.chunks * CHUNK)
 
@@ -127,7 +135,6 @@ class Options:
         """What the kernels of the steps are compiled for."""
         return {
             **self.limits(shape),
-            "HB": min(16, 1 << (shape.nheads - 1).bit_length()),
             "Q": CHUNK,
             "HAS_BIAS": bias is not None,
             "HAS_WEIGHTS": weights is not None,
@@ -143,7 +150,7 @@ class Options:
         }
 
     def grid(self, shape: Shape) -> tuple[int, int]:
-        return shape.batch * shape.chunks, -(-shape.nheads // 16)
+        return shape.batch * shape.chunks, -(-shape.nheads // HEADS)
 
 
 def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
@@ -152,56 +159,95 @@ def forward(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     dt, D, bias, weights, start, flags = (
         None if v is None else packed(v) for v in (dt, D, bias, weights, start, flags)
     )
-    constants = options.constants(shape, bias, weights, flags)
-    steps = launch(
-        ssd_steps,
-        options.grid(shape),
-        [dt, *(dt if v is None else v for v in (weights, flags)), A, A if bias is None else bias, shape.length],
-        [(shape.per_token(), "float32")] * 3,
-        early=(),
-        EXACT=shape.dtype == "float32",
-        **constants,
-    )
+    given = [dt, *(dt if v is None else v for v in (weights, flags)), A, A if bias is None else bias]
     (x, x_token), (B, b_token), (C, c_token) = map(token_stride, (x, B, C))
-    starts = _segment_starts(shape, x, B, steps, start, x_token, b_token)
-    y, end = launch(
-        ssd_forward,
-        (shape.batch * shape.nheads, shape.blocks, shape.segments),
-        [x, B, C, *steps, A if D is None else D, A if starts is None else starts, shape.length, shape.segment],
-        [(tuple(x.shape), options.dtype), (shape.state, "float32")],
-        early=(),
-        X_TOKEN=x_token,
-        B_TOKEN=b_token,
-        C_TOKEN=c_token,
-        HAS_D=D is not None,
-        HAS_START=starts is not None,
-        **shape.constants("forward"),
-    )
+    skip, constants = A if D is None else D, options.constants(shape, bias, weights, flags)
+    inner = {"X_TOKEN": x_token, "B_TOKEN": b_token, "C_TOKEN": c_token, "HAS_D": D is not None}
+    inner |= shape.constants("forward")
+    results = [(tuple(x.shape), options.dtype), (shape.state, "float32")]
+    sums = [(shape.per_token(), "float32")] * 3
+    if shape.chunks <= SHORT:
+        y, end, *steps = launch(
+            ssd_short,
+            (shape.batch * shape.nheads, shape.blocks),
+            [*given, x, B, C, skip, A if start is None else start, shape.length],
+            results + sums,
+            CHUNKS=1 << (shape.chunks - 1).bit_length(),
+            HAS_START=start is not None,
+            **{**constants, **inner},
+        )
+    else:
+        steps = launch(
+            ssd_steps,
+            options.grid(shape),
+            [*given, shape.length],
+            sums,
+            early=(),
+            HB=shape.step_heads,
+            EXACT=shape.dtype == "float32",
+            **constants,
+        )
+        starts = _segment_starts(shape, x, B, steps, start, x_token, b_token)
+        y, end = launch(
+            ssd_forward,
+            (shape.batch * shape.nheads, shape.blocks, shape.segments),
+            [x, B, C, *steps, skip, A if starts is None else starts, shape.length, shape.segment],
+            results,
+            early=(),
+            HAS_START=starts is not None,
+            **inner,
+        )
     return (y, end), (x, dt, A, B, C, D, bias, weights, start, flags, *steps)
 
 
 def step(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     """(y, final state) of one token, in one kernel."""
-    shape = Shape.of(x, B)
-    strided = {"X": x, "DT": dt, "B": B, "C": C, "WEIGHTS": dt if weights is None else weights}
-    strided = {name: token_stride(tensor) for name, tensor in strided.items()}
-    (x, dt, B, C, scale), A = (tensor for tensor, _ in strided.values()), packed(A)
-    given = {"BIAS": bias, "WEIGHTS": weights, "START": start, "FLAGS": flags}
-    skip, bias, start, flags = (A if v is None else packed(v) for v in (D, bias, start, flags))
+    given = {"X": x, "DT": dt, "B": B, "C": C, "WEIGHTS": weights, "Z": None}
+    places = {name: (*token_stride(x if tensor is None else tensor), 0) for name, tensor in given.items()}
+    kind = {"HAS_WEIGHTS": weights is not None, "HAS_Z": False, "LOG_A": False}
+    return _step(options, Shape.of(x, B), places, A, D, bias, start, flags, kind)[:2]
+
+
+def gated_step(options: Options, shape: Shape, projected, first: dict[str, int], A_log, D, bias, start):
+    """(y SiLU(z), final state in the dtype of `start`, sums (batch, n) that add up to the squares of each row of y).
+
+    Args:
+        options, shape: as elsewhere.
+        projected: (batch, 1, columns), which holds all inputs of the token.
+        first: the first columns of Z, X, B, C and DT.
+        A_log, D, bias, start: log(-A), and what `step` takes; D is (nheads,) or (nheads, headdim).
+    """
+    places = {name: (projected, projected.shape[2], column) for name, column in first.items()}
+    places["WEIGHTS"] = places["DT"]
+    kind = {"HAS_WEIGHTS": False, "HAS_Z": True, "LOG_A": True}
+    return _step(options, shape, places, A_log, D, bias, start, None, kind)
+
+
+def _step(options, shape, places, A, D, bias, start, flags, kind):
+    blocks = -(-shape.headdim // STEP_CHANNELS)
+    given, A = {"D": D, "BIAS": bias, "START": start, "FLAGS": flags}, packed(A)
+    skip, bias, start, flags = (A if v is None else packed(v) for v in given.values())
+    x, dt, B, C, weights, z = (places[name][0] for name in ("X", "DT", "B", "C", "WEIGHTS", "Z"))
+    kept = "float32" if given["START"] is None else standardize_dtype(start.dtype)
+    sums = (shape.batch, shape.nheads * blocks) if kind["HAS_Z"] else (1,)
+    per_channel = D is not None and len(D.shape) == 2
     return launch(
         ssd_step,
-        (shape.batch * shape.nheads, -(-shape.headdim // STEP_CHANNELS)),
-        [x, dt, A, B, C, skip, bias, scale, start, flags],
-        [(tuple(x.shape), options.dtype), (shape.state, "float32")],
+        (shape.batch * shape.nheads, blocks),
+        [x, dt, A, B, C, skip, bias, weights, start, flags, z],
+        [((shape.batch, 1, shape.nheads, shape.headdim), options.dtype), (shape.state, kept), (sums, "float32")],
         over={} if given["START"] is None else {8: 1},
         early=(8,),
-        **{f"{name}_ROW": stride for name, (_, stride) in strided.items()},
+        **{f"{name}_ROW": row for name, (_, row, _) in places.items()},
+        **{f"{name}_AT": at for name, (_, _, at) in places.items()},
         P=shape.headdim,
         N=shape.d_state,
         G=shape.ngroups,
         BP=STEP_CHANNELS,
         BN=max(16, 1 << (shape.d_state - 1).bit_length()),
-        HAS_D=D is not None,
+        D_HEAD=shape.headdim if per_channel else 1,
+        D_CHANNEL=1 if per_channel else 0,
+        **kind,
         **{f"HAS_{name}": tensor is not None for name, tensor in given.items()},
         **options.limits(shape),
         num_warps=4,
@@ -257,6 +303,7 @@ def backward(options: Options, copies: int | None, residuals, gradients):
         + [((rows, shape.nheads), "float32")] * 2,
         PB=shape.blocks,
         NB=blocks,
+        HB=shape.step_heads,
         **options.constants(shape, bias, weights, flags),
     )
     dB, dC = (g[0] if shape.splits == 1 else ops.cast(ops.sum(g, axis=0), shape.dtype) for g in (dB, dC))

@@ -15,15 +15,69 @@ COARSE = tl.constexpr(1024.0)  # sums of 64 multiples of 1/1024 below 2**14 are 
 
 
 @triton.jit
-def raw_and_size(dt, bias, heads, at, inside, H: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """dt with its bias, and the step size before limits."""
+def raw_and_size(dt, bias, head, at, inside, H: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """dt with its bias, and the step size before limits. `head` is broadcast against `at`."""
     raw = tl.load(dt + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        raw += tl.load(bias + heads, mask=heads < H, other=0.0)[:, None]
+        raw += tl.load(bias + head, mask=head < H, other=0.0)
     size = raw
     if SOFTPLUS:
         size = softplus(raw)
     return raw, size
+
+
+@triton.jit
+def write_steps(
+    dt,
+    weights,
+    flags,
+    A,
+    bias,
+    length,
+    total,
+    rest,
+    scale,
+    row,
+    head,
+    token,
+    H: tl.constexpr,
+    Q: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    HAS_FLAGS: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """What `ssd_steps` writes, for a tile whose second axis is a chunk; `head` and `token` are broadcast."""
+    inside = (head < H) & (token < length)
+    at = (row * length + token) * H + head
+    _, size = raw_and_size(dt, bias, head, at, inside, H, HAS_BIAS, SOFTPLUS)
+    size = tl.minimum(tl.maximum(size, LOW), HIGH) if (LOW > 0.0 or not SOFTPLUS) else tl.minimum(size, HIGH)
+    real = inside
+    if HAS_FLAGS:
+        flag = tl.load(flags + row * length + token, mask=token < length, other=2.0)
+        real = real & (flag < 2.0)
+    size = tl.where(real, size, 0.0)
+    weight = size
+    if HAS_WEIGHTS:
+        weight = tl.where(real, tl.load(weights + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+    decay = tl.maximum(size * (tl.load(A + head, mask=head < H, other=0.0) * LOG2E), FORGOTTEN)
+    if HAS_FLAGS:
+        decay = tl.where(flag == 1.0, FORGOTTEN, decay)
+    coarse = tl.floor(decay * COARSE + 0.5) / COARSE
+    fine = tl.cumsum(decay - coarse, axis=1)
+    coarse = tl.cumsum(coarse, axis=1)
+    tokens = tl.cdiv(length, Q) * Q
+    to = (row * H + head) * tokens + token
+    there = (head < H) & (token < tokens)
+    if EXACT:
+        tl.store(total + to, coarse, mask=there)
+        tl.store(rest + to, fine, mask=there)
+    else:
+        tl.store(total + to, coarse + fine, mask=there)
+    tl.store(scale + to, weight, mask=there)
 
 
 @triton.jit
@@ -59,35 +113,31 @@ def ssd_steps(
         gdc_wait()
     chunks = tl.cdiv(length, Q)
     row = (tl.program_id(0) // chunks).to(tl.int64)
-    tokens = (tl.program_id(0) % chunks) * Q + tl.arange(0, Q)
-    heads = tl.program_id(1) * HB + tl.arange(0, HB)
-    inside = (heads[:, None] < H) & (tokens[None, :] < length)
-    at = (row * length + tokens[None, :]) * H + heads[:, None]
-    _, size = raw_and_size(dt, bias, heads, at, inside, H, HAS_BIAS, SOFTPLUS)
-    size = tl.minimum(tl.maximum(size, LOW), HIGH) if (LOW > 0.0 or not SOFTPLUS) else tl.minimum(size, HIGH)
-    real = inside
-    if HAS_FLAGS:
-        flag = tl.load(flags + row * length + tokens, mask=tokens < length, other=2.0)
-        real = real & (flag[None, :] < 2.0)
-    size = tl.where(real, size, 0.0)
-    weight = size
-    if HAS_WEIGHTS:
-        weight = tl.where(real, tl.load(weights + at, mask=inside, other=0.0).to(tl.float32), 0.0)
-    rate = tl.load(A + heads, mask=heads < H, other=0.0)[:, None] * LOG2E
-    decay = tl.maximum(size * rate, FORGOTTEN)
-    if HAS_FLAGS:
-        decay = tl.where(flag[None, :] == 1.0, FORGOTTEN, decay)
-    coarse = tl.floor(decay * COARSE + 0.5) / COARSE
-    fine = tl.cumsum(decay - coarse, axis=1)
-    coarse = tl.cumsum(coarse, axis=1)
-    to = (row * H + heads[:, None]) * (chunks * Q) + tokens[None, :]
-    there = (heads[:, None] < H) & (tokens[None, :] < chunks * Q)
-    if EXACT:
-        tl.store(total + to, coarse, mask=there)
-        tl.store(rest + to, fine, mask=there)
-    else:
-        tl.store(total + to, coarse + fine, mask=there)
-    tl.store(scale + to, weight, mask=there)
+    token = ((tl.program_id(0) % chunks) * Q + tl.arange(0, Q))[None, :]
+    head = (tl.program_id(1) * HB + tl.arange(0, HB))[:, None]
+    write_steps(
+        dt,
+        weights,
+        flags,
+        A,
+        bias,
+        length,
+        total,
+        rest,
+        scale,
+        row,
+        head,
+        token,
+        H,
+        Q,
+        LOW,
+        HIGH,
+        SOFTPLUS,
+        HAS_BIAS,
+        HAS_WEIGHTS,
+        HAS_FLAGS,
+        EXACT,
+    )
 
 
 @triton.jit
@@ -147,7 +197,7 @@ def ssd_steps_gradient(
     dlog = tl.cumsum(from_k, axis=1, reverse=True) + (tl.cumsum(to_k, axis=1) - to_k) + whole[:, None]
     inside = valid[:, None] & (tokens[None, :] < length)
     at = (row * length + tokens[None, :]) * H + heads[:, None]
-    raw, size = raw_and_size(dt, bias, heads, at, inside, H, HAS_BIAS, SOFTPLUS)
+    raw, size = raw_and_size(dt, bias, heads[:, None], at, inside, H, HAS_BIAS, SOFTPLUS)
     passes = inside & (size <= HIGH)
     if LOW > 0.0 or not SOFTPLUS:
         passes = passes & (size >= LOW)

@@ -41,9 +41,14 @@ def call(
     options: Mapping[str, Any],
     aliases: Mapping[int, int],
 ) -> tuple[Any, ...]:
-    """Run `kernel(*inputs, *outputs, **options)` on arrays; `aliases` lead from an input to the output over it."""
+    """Run `kernel(*inputs, *outputs, **options)` on arrays and integers, which the kernel is compiled for.
+
+    `aliases` lead from an array to the output over it.
+    """
     import jax
 
+    numbers = {name: v for name, v in zip(kernel.arg_names, inputs, strict=False) if isinstance(v, int)}
+    options, inputs = {**options, **numbers}, [v for v in inputs if not isinstance(v, int)]
     types = (*(standardize_dtype(value.dtype) for value in inputs), *(standardize_dtype(v.dtype) for v in outputs))
     name, source, shared = _compiled(kernel, types, tuple(options.items()))
     made = (*outputs, *_scratch(SCRATCH))
@@ -83,12 +88,14 @@ def _compiled(kernel: Any, types: tuple[str, ...], options: tuple[tuple[str, Any
     from triton.compiler import ASTSource
 
     constants = {key: value for key, value in options if key not in ("num_warps", "num_stages")}
-    signature = dict(zip(kernel.arg_names, (POINTERS[dtype] for dtype in types), strict=False))
+    pointers = [name for name in kernel.arg_names if name not in constants]
+    signature = dict(zip(pointers, (POINTERS[dtype] for dtype in types), strict=True))
     source = ASTSource(
         kernel,
         signature | dict.fromkeys(constants, "constexpr"),
         constants,
-        {(i,): [["tt.divisibility", 16]] for i in range(len(types))},  # XLA's buffers begin at multiples of 256 bytes
+        # XLA's buffers begin at multiples of 256 bytes
+        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers},
     )
     cache_of = triton.knobs.cache
     with cache_of.scope():
