@@ -260,6 +260,8 @@ BAD = [
     ({"sampler": "beam", "stream": True}, "stream=True cannot go with sampler=Beam"),
     ({"stop": "x"}, "stop strings need a tokenizer"),
     ({"stream": True, "return_state": True}, "stream=True cannot go with return_state=True"),
+    ({"state_dtype": "float16"}, "state_dtype='float16'; one of 'float32', 'bfloat16' is needed"),
+    ({"sampler": lambda **given: None, "state_dtype": "bfloat16"}, "state_dtype='bfloat16' cannot go with sampler="),
 ]
 
 
@@ -269,6 +271,19 @@ def test_bad_input_is_refused_before_anything_is_computed(options, message, monk
     monkeypatch.setattr(type(model), "next_logits", lambda *args: pytest.fail("computed"))
     with pytest.raises(ValueError, match=message):
         model.generate(**{"input_ids": [[1, 2, 3]], "max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_in_bfloat16_are_rounded_between_tokens_and_memories_are_not(family):
+    model, document = lm(family), lm(family).prefill(PROMPT)
+    rounded = lambda layer: layer._replace(ssm=ops.cast(ops.cast(layer.ssm, "bfloat16"), "float32"))  # noqa: E731
+    tokens, memory = model.generate(None, 1, state=document, state_dtype="bfloat16", return_state=True)
+    logits, (wanted,) = model.next_logits(ops.convert_to_tensor(tokens), None, tuple(map(rounded, document.state)))
+    np.testing.assert_allclose(numpy(memory.logits), numpy(logits), rtol=1e-5, atol=1e-6)
+    (layer,) = memory.state
+    assert keras.backend.standardize_dtype(layer.ssm.dtype) == "float32"
+    np.testing.assert_array_equal(numpy(layer.ssm), numpy(rounded(layer).ssm))
+    np.testing.assert_allclose(numpy(layer.ssm), numpy(wanted.ssm), rtol=2**-8, atol=1e-7)
 
 
 def test_a_state_of_another_batch_or_model_is_refused():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
-from harness import BACKEND, numpy
+from harness import BACKEND, exact_products, numpy
 from model_harness import FAMILIES, tokens
 from test_causal_lm import small_lm
 
@@ -86,18 +84,9 @@ def test_an_end_token_a_stop_string_and_a_memory_end_rows_where_single_steps_do(
     assert "".join(model.generate("The", NEW, stream=True)) == text[3:]
 
 
-def exact_products():
-    """On JAX products of float32 in float32, where a GPU may take tf32."""
-    if BACKEND != "jax":
-        return contextlib.nullcontext()
-    import jax
-
-    return jax.default_matmul_precision("highest")
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2**-7)])  # x, B and dt are rounded
-@pytest.mark.parametrize("rows", [1, 5, 8])
-def test_a_token_in_three_kernels_is_that_of_the_block(rows, dtype, tolerance):
+@pytest.mark.parametrize("rows", [1, 5, 8, 9, 70])
+def test_a_token_in_few_kernels_is_that_of_the_block(rows, dtype, tolerance):
     options = {"d_model": 96, "headdim": 16, "d_state": 16}
     block, exact = (dl_mamba.Mamba2ResidualBlock(**options, dtype=kind) for kind in (dtype, "float32"))
     random = np.random.default_rng(rows)
@@ -164,3 +153,19 @@ def test_logits_and_embedding_of_a_token_are_those_of_the_model(dtype, tolerance
     for a, b in zip(came, wanted, strict=True):
         a, b = numpy(keras.ops.cast(a, "float32")), numpy(b)
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_states_in_bfloat16_are_those_of_float32_rounded(rows):
+    block = dl_mamba.Mamba2ResidualBlock(d_model=96, headdim=16, d_state=16)
+    random = np.random.default_rng(rows)
+    draw = lambda *shape: keras.ops.convert_to_tensor(random.normal(size=shape).astype("float32"))  # noqa: E731
+    x, state = draw(rows, 1, 96), block.initial_state(rows)
+    half = keras.ops.cast(draw(*state.ssm.shape), "bfloat16")
+    with one_token.fused():
+        y, kept = block(x, state=state._replace(ssm=half), return_state=True)
+        wanted, exact = block(x, state=state._replace(ssm=keras.ops.cast(half, "float32")), return_state=True)
+    assert keras.backend.standardize_dtype(kept.ssm.dtype) == "bfloat16"
+    np.testing.assert_array_equal(numpy(y), numpy(wanted))
+    rounded = keras.ops.cast(exact.ssm, "bfloat16")
+    np.testing.assert_array_equal(*(numpy(keras.ops.cast(part, "float32")) for part in (kept.ssm, rounded)))

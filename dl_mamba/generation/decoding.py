@@ -16,6 +16,7 @@ from dl_mamba.generation.prompts import chunks
 from dl_mamba.generation.recording import Recording
 from dl_mamba.generation.samplers import Carry, Sampler
 from dl_mamba.layers import one_token
+from dl_mamba.layers.mixer import MixerState
 
 BLOCK = 64  # tokens
 PREFILL_CHUNK = 512  # tokens
@@ -65,6 +66,7 @@ class Decoding:
         pad: what follows them.
         seed: of the draws.
         keep: whether the memory is wanted afterwards: that of a row stays as it is once the row has ended.
+        state_dtype: of the recurrent states between tokens.
         expected: how many tokens will be taken in all.
     """
 
@@ -79,6 +81,7 @@ class Decoding:
         pad: int,
         seed: int | None,
         keep: bool,
+        state_dtype: str,
         expected: int,
     ) -> None:
         self._model, self._sampler, self._keep, self._ends = model, sampler, keep, bool(end)
@@ -88,7 +91,8 @@ class Decoding:
         numbers = {name: ops.convert_to_tensor(value, "float32") for name, value in sampler.numbers().items()}
         ids = {"end": np.array(list(end) or [-1], "int32"), "pad": np.array(pad, "int32")}
         self._numbers = {**numbers, **{name: ops.convert_to_tensor(value) for name, value in ids.items()}}
-        self._carry: Carry = {"done": ops.zeros((rows,), dtype="bool"), "state": memory.state, **sampler.start(rows)}
+        state = _with_recurrent_states_in(state_dtype, memory.state)
+        self._carry: Carry = {"done": ops.zeros((rows,), dtype="bool"), "state": state, **sampler.start(rows)}
         if sampler.needs_seen:
             self._carry["seen"] = ops.convert_to_tensor(seen)
         if keep:
@@ -136,7 +140,7 @@ class Decoding:
         """The memory behind the last token of each row; only with `keep`."""
         settle = self._programs.compiled("settle", partial(_read_pending, self._model, True))
         logits, state = settle(self._carry)
-        return Memory(state, logits)
+        return Memory(_with_recurrent_states_in("float32", state), logits)
 
     def _block(self, draws: np.ndarray) -> dict[str, np.ndarray]:
         count = ops.convert_to_tensor(len(draws), "int32")
@@ -174,10 +178,18 @@ class Decoding:
             self._advance = graph.renew(weights)
 
 
+def _with_recurrent_states_in(dtype: str, state: Any) -> Any:
+    def changed(part: Any) -> MixerState | None:
+        return MixerState(part.conv, ops.cast(part.ssm, dtype)) if isinstance(part, MixerState) else None
+
+    return keras.tree.traverse(changed, state)
+
+
 def _read_pending(model: keras.Model, keep: bool, carry: Carry) -> tuple[Any, Any]:
     """Logits and state behind the pending tokens; with `keep`, those of rows that had ended stay."""
     with one_token.fused():
         logits, state = model.next_logits(carry["token"][:, None], None, carry["state"])
+    state = keras.tree.map_structure(lambda new, old: ops.cast(new, old.dtype), state, carry["state"])
     if not keep:
         return logits, state
 

@@ -23,6 +23,7 @@ from dl_mamba.generation.request import (
     to_memory,
     to_prompts,
     to_sampler,
+    to_state_dtype,
 )
 from dl_mamba.generation.samplers import Sampler
 from dl_mamba.generation.text import Texts, cut
@@ -43,6 +44,7 @@ def generate(
     stream: bool = False,
     state: Any = None,
     return_state: bool = False,
+    state_dtype: str = "float32",
     tokenizer: Any = None,
 ) -> Any:
     """Continue prompts. The state has a fixed size, so that each token costs the same, whatever came before.
@@ -64,6 +66,8 @@ def generate(
         stream: return an iterator over the new tokens instead: (rows,) int32 a step, or pieces of text.
         state: a `Memory` to go on from, or the state that the model returned. Its batch is that of the prompts.
         return_state: return `(result, Memory)`; the memory has read every token up to the end of its row.
+        state_dtype: dtype of the recurrent states between new tokens. `"bfloat16"` halves their memory, and with many
+            rows most of the time of a token, and rounds them at each token; prompts and memories stay in float32.
         tokenizer: in place of `model.tokenizer`.
 
     Returns:
@@ -109,6 +113,7 @@ def generate(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         memory=to_memory(model, state, len(prompts.given)),
         keep=return_state,
+        state_dtype=to_state_dtype(state_dtype),
         tokenizer=tokenizer,
     )
     check_combination(request, stream)

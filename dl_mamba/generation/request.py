@@ -18,6 +18,8 @@ from dl_mamba.generation.text import Texts
 
 NAMES = {"greedy": Greedy, "random": Random, "top_k": TopK, "top_p": TopP, "min_p": MinP, "beam": Beam}
 
+STATE_DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -42,6 +44,7 @@ class Request:
     stop: tuple[str, ...]
     memory: Memory | None
     keep: bool
+    state_dtype: str
     tokenizer: Any
 
     def begin(self) -> Decoding:
@@ -59,6 +62,7 @@ class Request:
             pad=self.pad,
             seed=self.seed,
             keep=self.keep,
+            state_dtype=self.state_dtype,
             expected=self.max_new_tokens,
         )
 
@@ -132,6 +136,13 @@ def to_sampler(sampler: Any) -> Any:
     return sampler
 
 
+def to_state_dtype(dtype: Any) -> str:
+    """The dtype of states between tokens."""
+    if dtype not in STATE_DTYPES:
+        raise ValueError(f"state_dtype={dtype!r}; one of {', '.join(map(repr, STATE_DTYPES))} is needed.")
+    return dtype
+
+
 def to_prompts(model: keras.Model, input_ids: Any, attention_mask: Any, state: Any) -> Prompts:
     """The prompts; none at all if a memory is to be continued as it is."""
     if input_ids is None and isinstance(state, Memory):
@@ -165,6 +176,7 @@ def check_combination(request: Request, stream: bool) -> None:
         "stop": bool(request.stop),
         f"num_return_sequences={request.copies}": request.copies > 1,
         "return_state=True": request.keep,
+        f"state_dtype={request.state_dtype!r}": request.state_dtype != STATE_DTYPES[0],
     }
     impossible = list(asked) if not isinstance(request.sampler, Sampler) else []
     impossible = list(asked)[:3] if isinstance(request.sampler, Beam) else impossible
