@@ -1,9 +1,10 @@
 """The Triton kernels on an NVIDIA GPU, from torch or JAX (KERAS_BACKEND): `python -m benchmarks.gpu_kernels`.
 
-Options: `--official FOLDER` names an unpacked source package of mamba_ssm, whose Triton kernels of SSD then run beside
-ours (its selective scan is a CUDA extension); `--tune` prints time and error of each configuration of each kernel of
-SSD. On torch the yardsticks run in the same process: causal attention with half as many channels, and our portable
-program (not as a CUDA graph: it copies constants from the CPU).
+`--official FOLDER` names an unpacked source package of mamba_ssm, whose Triton kernels of SSD then run beside ours; its
+selective scan does where its CUDA extension, `selective_scan_cuda`, can be imported. `--only` chooses rows by their
+beginning, `--length` by their length. `--tune` prints time and error of each configuration of each kernel of SSD. On
+torch the yardsticks run in the same process: causal attention with half as many channels, and our portable program (not
+as a CUDA graph: it copies constants from the CPU).
 
 The floor is every input read and every output written once, at 3.02 TB/s, for the selective scan also one exponential
 for each state forward and two with backward, at 4.09 a picosecond (both measured on an H100).
@@ -11,15 +12,18 @@ for each state forward and two with backward, at 4.09 a picosecond (both measure
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import keras
 import numpy as np
+import typer
 from keras import ops
 
 from benchmarks.gpu_times import both_of, forward_of, on_gpu, waited
@@ -129,15 +133,33 @@ def attention_inputs(length: int) -> dict[str, Any]:
     return {name: draw(BATCH, 16, length, 64) for name in ("query", "key", "value")}
 
 
-def official_rows(folder: str) -> Iterator[Row]:
-    """SSD of mamba_ssm, from Python sources alone."""
+def official_rows(folder: Path) -> Iterator[Row]:
+    """SSD of mamba_ssm from its Python sources, and its selective scan where that has been compiled."""
     for name in ("", ".ops", ".utils"):
         package = types.ModuleType(f"mamba_ssm{name}")
         package.__path__ = [str(Path(folder, "mamba_ssm", *name.split(".")[1:]))]
         sys.modules[package.__name__] = package
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
-    return ssd_rows(mamba_chunk_scan_combined, "mamba_ssm", chunk_size=256, dt_softplus=True)
+    yield from ssd_rows(mamba_chunk_scan_combined, "mamba_ssm", chunk_size=256, dt_softplus=True)
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        print("mamba_ssm selective scan: selective_scan_cuda is not installed", flush=True)
+        return
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    for length in LENGTHS:
+        yield Row("mamba_ssm scan n=16", length, partial(_official_scan, selective_scan_fn), partial(_turned, length))
+
+
+def _official_scan(run, dt_bias, **inputs):
+    u, delta = inputs.pop("x"), inputs.pop("dt")
+    return run(u, delta, **inputs, delta_bias=dt_bias, delta_softplus=True)
+
+
+def _turned(length):
+    """The inputs of the selective scan as mamba_ssm wants them: channels before tokens."""
+    inputs = scan_inputs(BATCH, length)
+    return {k: v.transpose(1, 2).contiguous() if len(v.shape) == 3 else v for k, v in inputs.items()}
 
 
 def _ssd_step(batch):
@@ -198,18 +220,22 @@ def tune() -> None:
             kernels.CONFIGURATIONS[kernel][n] = chosen[kernel][n]
 
 
-def main(arguments: list[str]) -> None:
+def main(
+    official: Annotated[Path | None, typer.Option(help="An unpacked source package of mamba_ssm.")] = None,
+    only: Annotated[list[str], typer.Option(help="Rows whose name begins so; may be given again.")] = [""],  # noqa: B006
+    length: Annotated[int, typer.Option(help="Rows of this length alone; 0 for all.")] = 0,
+    tuned: Annotated[bool, typer.Option("--tune", help="Print each configuration of SSD instead.")] = False,
+) -> None:
     """Tune, or print the table."""
-    if "--tune" in arguments:
+    if tuned:
         return tune()
     print(
         f"{keras.backend.backend()}; GPU and wall as in benchmarks/gpu_times.py, share of the floor beside", flush=True
     )
-    measure(rows())
-    if "--official" in arguments:
-        measure(official_rows(arguments[arguments.index("--official") + 1]))
+    table = chain(rows(), official_rows(official) if official else ())
+    measure(row for row in table if row.name.startswith(tuple(only)) and length in (0, row.length))
     return None
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    typer.run(main)

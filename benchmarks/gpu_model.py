@@ -61,14 +61,10 @@ def _cases() -> Iterator[tuple[str, Callable[[], tuple[Callable, int, int]]]]:
             yield f"train {family}-{size}", lambda f=family, s=size: (_training(f, s), 100, 1)
             if keras.backend.backend() == "torch":
                 yield f"train {family}-{size} uncompiled", lambda f=family, s=size: (_training(f, s, False), 100, 1)
-            for batch in (1, 64):
+            for batch, states in ((1, "float32"), (64, "float32"), (64, "bfloat16")):
                 yield (
-                    f"decode {family}-{size} batch {batch}",
-                    lambda f=family, s=size, b=batch: (
-                        _decoding(f, s, b),
-                        3,
-                        TOKENS,
-                    ),
+                    f"decode {family}-{size} batch {batch} states {states}",
+                    lambda f=family, s=size, b=batch, d=states: (_decoding(f, s, b, d), 3, TOKENS),
                 )
         if keras.backend.backend() == "torch":
             yield f"train transformer-{size}", lambda s=size: (_transformer(s), 100, 1)
@@ -99,10 +95,10 @@ def _jax_step(model: keras.Model, ids: Any) -> Callable[[], Any]:
     return run
 
 
-def _decoding(family: str, size: str, batch: int) -> Callable[[], Any]:
+def _decoding(family: str, size: str, batch: int, states: str) -> Callable[[], Any]:
     model = MODELS[family].from_variant(size, dtype="bfloat16")
     memory = model.prefill(token_ids(batch, PROMPT, model.config.vocab_size))
-    return lambda: model.generate(None, TOKENS, state=memory)
+    return lambda: model.generate(None, TOKENS, state=memory, state_dtype=states)
 
 
 def _transformer(size: str) -> Callable[[], Any]:
