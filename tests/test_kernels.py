@@ -480,26 +480,38 @@ def test_the_kernels_lower_for_a_hopper_gpu_without_one(op, length, monkeypatch)
 
 
 @pytest.mark.skipif(BACKEND != "jax" or not installed("triton"), reason="XLA launches what triton compiles")
-def test_a_kernel_of_decoding_lowers_to_a_call_that_xla_launches_itself(monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (2, ['"product_of_few"', "grid_x = 1 :", "block_x = 256", "[8, 9, 10, 11]", "operand_index = 7"]),
+        (
+            20,
+            [
+                '"norm_forward"',
+                '"product_of_many"',
+                "grid_x = 3 :",
+                "block_x = 128",
+                "[6, 7, 8, 9]",
+                "operand_index = 5",
+            ],
+        ),
+    ],
+)
+def test_a_kernel_of_decoding_lowers_to_a_call_that_xla_launches_itself(rows, parts, monkeypatch):
     import jax
 
     from dl_mamba.ops.kernels import one_token, xla_call
 
     monkeypatch.setattr(xla_call, "supported", lambda: True)
     monkeypatch.setattr(xla_call, "_capability", lambda: 90)
-    shapes = {"x": (2, 1, 24), "scale": (24,), "matrix": (40, 24), "window": (2, 3, 16), "taps": (4, 16), "bias": (16,)}
+    shapes = {"scale": (24,), "matrix": (40, 24), "taps": (4, 16), "bias": (16,)}
+    shapes |= {"x": (rows, 1, 24), "window": (rows, 3, 16)}
     arrays = {name: jax.ShapeDtypeStruct(shape, "bfloat16") for name, shape in shapes.items()}
     project = lambda arrays: one_token.project(**arrays, first=8, epsilon=1e-5)  # noqa: E731
     text = jax.jit(project).trace(arrays).lower(lowering_platforms=("cuda",)).as_text()
-    call = text[text.index(xla_call.TARGET) :]
-    for part in (
-        "grid_x = 1 :",
-        "block_x = 256",
-        'name = "normed_product"',
-        "output_indices = [8, 9, 10, 11]",
-        "operand_index = 7",
-    ):
-        assert part in call
+    calls = text[text.index(xla_call.TARGET) :]
+    for part in parts:
+        assert part in calls
 
 
 def no_gradient():
