@@ -35,7 +35,7 @@ def lm(family, **options):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, 4, 12])
 def test_greedy_tokens_are_those_of_single_steps_prompt_after_prompt(family, batch, singly):
     model = lm(family, num_layers=2)
     for seed in range(3):

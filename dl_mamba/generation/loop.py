@@ -66,8 +66,9 @@ def generate(
         stream: return an iterator over the new tokens instead: (rows,) int32 a step, or pieces of text.
         state: a `Memory` to go on from, or the state that the model returned. Its batch is that of the prompts.
         return_state: return `(result, Memory)`; the memory has read every token up to the end of its row.
-        state_dtype: dtype of the recurrent states between new tokens. `"bfloat16"` halves their memory, and with many
-            rows most of the time of a token, and rounds them at each token; prompts and memories stay in float32.
+        state_dtype: dtype of the recurrent states (`MixerState.ssm`) between new tokens, `"float32"` or `"bfloat16"`,
+            which halves what many rows read and write for a token, and rounds them each time; prompts are read in
+            float32, and memories that are returned have that.
         tokenizer: in place of `model.tokenizer`.
 
     Returns:
