@@ -22,14 +22,13 @@ def walk(
     rest,
     scale,
     D,
-    state,
-    row,
-    head,
-    first,
-    low,
-    high,
+    start,
     length,
+    segment,
+    part,
+    parts,
     y,
+    end,
     X_TOKEN: tl.constexpr,
     B_TOKEN: tl.constexpr,
     C_TOKEN: tl.constexpr,
@@ -42,16 +41,29 @@ def walk(
     BN: tl.constexpr,
     EXACT: tl.constexpr,
     HAS_D: tl.constexpr,
+    HAS_START: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Outputs of the chunks from `low` to `high`, and the state behind them."""
+    """Outputs of the chunks of a segment, `part` of `parts`, and behind the last one the state."""
+    row = (tl.program_id(0) // H).to(tl.int64)
+    head = tl.program_id(0) % H
+    first = tl.program_id(1) * BP
+    chunks = tl.cdiv(length, Q)
+    low = part * segment
+    high = tl.minimum(low + segment, chunks)
     dtype = x.dtype.element_ty
     rows = tl.arange(0, Q)
-    steps = (row * H + head) * tl.cdiv(length, Q) * Q
+    steps = (row * H + head) * chunks * Q
     x += row * length * X_TOKEN + head * P
     y += (row * length * H + head) * P
     B += row * length * B_TOKEN + head // (H // G) * N
     C += row * length * C_TOKEN + head // (H // G) * N
+    inside = state_inside(N, P, BN, BP, first)
+    if HAS_START:
+        at = start + ((row * parts + part) * H + head) * P * N
+        state = tl.load(state_address(at, N, BN, BP, first), mask=inside, other=0.0).to(tl.float32)
+    else:
+        state = tl.zeros((BN, BP), tl.float32)
     if HAS_D:
         p = first + tl.arange(0, BP)
         skip = tl.load(D + head * P + p, mask=p < P, other=0.0)
@@ -85,7 +97,9 @@ def walk(
         if HAS_D:
             out += values * skip[None, :]
         store_tile(y + token * H * P, out, rows, H * P, left, P, BP, first)
-    return state
+    if high == chunks:
+        at = end + (row * H + head) * P * N
+        tl.store(state_address(at, N, BN, BP, first), state, mask=inside)
 
 
 @triton.jit
@@ -119,21 +133,9 @@ def ssd_forward(
     OVERLAP: tl.constexpr,
 ):
     """y (b, l, h, p) without its gate, and the state behind the last token (b, h, p, n) float32."""
-    row = (tl.program_id(0) // H).to(tl.int64)
-    head = tl.program_id(0) % H
-    first = tl.program_id(1) * BP
-    chunks = tl.cdiv(length, Q)
-    low = tl.program_id(2) * segment
-    high = tl.minimum(low + segment, chunks)
-    inside = state_inside(N, P, BN, BP, first)
     if OVERLAP:
         gdc_wait()  # for the steps
-    if HAS_START:
-        at = start + ((row * tl.num_programs(2) + tl.program_id(2)) * H + head) * P * N
-        state = tl.load(state_address(at, N, BN, BP, first), mask=inside, other=0.0).to(tl.float32)
-    else:
-        state = tl.zeros((BN, BP), tl.float32)
-    state = walk(
+    walk(
         x,
         B,
         C,
@@ -141,14 +143,13 @@ def ssd_forward(
         rest,
         scale,
         D,
-        state,
-        row,
-        head,
-        first,
-        low,
-        high,
+        start,
         length,
+        segment,
+        tl.program_id(2),
+        tl.num_programs(2),
         y,
+        end,
         X_TOKEN,
         B_TOKEN,
         C_TOKEN,
@@ -161,11 +162,9 @@ def ssd_forward(
         BN,
         EXACT,
         HAS_D,
+        HAS_START,
         PRECISION,
     )
-    if high == chunks:
-        at = end + (row * H + head) * P * N
-        tl.store(state_address(at, N, BN, BP, first), state, mask=inside)
 
 
 @triton.jit
@@ -214,7 +213,6 @@ def ssd_short(
     """
     row = (tl.program_id(0) // H).to(tl.int64)
     head = tl.program_id(0) % H
-    first = tl.program_id(1) * BP
     token = tl.arange(0, CHUNKS)[:, None] * Q + tl.arange(0, Q)[None, :]
     write_steps(
         dt,
@@ -239,14 +237,8 @@ def ssd_short(
         HAS_FLAGS,
         EXACT,
     )
-    inside = state_inside(N, P, BN, BP, first)
-    if HAS_START:
-        at = start + (row * H + head) * P * N
-        state = tl.load(state_address(at, N, BN, BP, first), mask=inside, other=0.0).to(tl.float32)
-    else:
-        state = tl.zeros((BN, BP), tl.float32)
     tl.debug_barrier()  # other threads read the steps
-    state = walk(
+    walk(
         x,
         B,
         C,
@@ -254,14 +246,13 @@ def ssd_short(
         rest,
         scale,
         D,
-        state,
-        row,
-        head,
-        first,
-        0,
-        tl.cdiv(length, Q),
+        start,
         length,
+        tl.cdiv(length, Q),
+        0,
+        1,
         y,
+        end,
         X_TOKEN,
         B_TOKEN,
         C_TOKEN,
@@ -274,7 +265,6 @@ def ssd_short(
         BN,
         EXACT,
         HAS_D,
+        HAS_START,
         PRECISION,
     )
-    at = end + (row * H + head) * P * N
-    tl.store(state_address(at, N, BN, BP, first), state, mask=inside)
