@@ -560,7 +560,10 @@ def compare(function):
         with implementation_scope(implementation):
             results.append(function())
     assert_laws_hold(*results)
-for op, length in ((recurrences.SSD, 70), (recurrences.SCAN, 40), (recurrences.CONV, 9)):
+from dl_mamba.ops.kernels import ssd
+SSD = recurrences.SSD
+for op, length, short in ((SSD, 70, 0), (SSD, 70, 8), (recurrences.SCAN, 40, 8), (recurrences.CONV, 9, 8)):
+    ssd.SHORT = short  # chunks in one kernel
     arrays = float32(draw(op, length, ngroups=1))
     ids = np.repeat([[0] * 3 + [1] * (length - 3)], 2, axis=0).astype("int32")
     mask = np.arange(length) % 4 != np.array([[1], [2]]) if op is recurrences.CONV else None
@@ -569,8 +572,7 @@ for op, length in ((recurrences.SSD, 70), (recurrences.SCAN, 40), (recurrences.C
     with torch.no_grad():
         compare(lambda: ([numpy(v) for v in op.run(**arrays, return_final_state=True)], {}))
 block = dl_mamba.Mamba2ResidualBlock(d_model=24, headdim=8, d_state=16)
-x = torch.randn(2, 4, 24)
-block.build(x.shape)
+block.build((2, 4, 24))
 for variable in block.variables:
     variable.assign(variable.value + 0.1 * torch.randn(variable.shape))  # also what begins as ones
 def step():
@@ -578,19 +580,23 @@ def step():
         given = {"state": state, "return_state": True}
         fused.append(one_token.fits(block, x[:, 3:], None, state, None))
         return [numpy(v) for v in keras.tree.flatten(block(x[:, 3:], **given))], {}
-with implementation_scope("chunked"), torch.no_grad():
-    fused, (_, state) = [], block(x[:, :3], return_state=True)
-compare(step)
-assert fused == [True, False]
+for rows in (2, 9):  # few and many
+    x = torch.randn(rows, 4, 24)
+    with implementation_scope("chunked"), torch.no_grad():
+        fused, (_, state) = [], block(x[:, :3], return_state=True)
+    compare(step)
+    assert fused == [True, False]
 lm = dl_mamba.Mamba2CausalLM(vocab_size=21, d_model=24, num_layers=1, headdim=8, d_state=16)
-hidden, ids = torch.randn(3, 24), torch.tensor([[4], [0], [20]], dtype=torch.int32)
+ids = torch.tensor([[4], [0], [20]], dtype=torch.int32)
 def ends_of_the_stack():
     with one_token.fused(), torch.no_grad():
         table = lm.backbone.embedding.embeddings.value
         fused.append((one_token.product_fits(hidden, table), one_token.embedding_fits(lm.backbone.embedding, ids)))
         return [numpy(lm.logits(hidden)), numpy(lm.backbone._embedded(ids))], {}
-compare(ends_of_the_stack)
-assert fused[2:] == [(True, True), (False, False)]
+for rows in (3, 9):
+    fused, hidden = [], torch.randn(rows, 24)
+    compare(ends_of_the_stack)
+    assert fused == [(True, True), (False, False)]
 def chosen():
     logits = torch.zeros(3, 9003)
     logits[0, [5, 5 + 8192]] = 3.0  # one column of each of the kernel's two blocks

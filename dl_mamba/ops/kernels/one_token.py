@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+from keras import ops
 from keras.backend import standardize_dtype
 
 from dl_mamba.ops.kernels import gated_rms_norm, ssd
@@ -82,49 +83,28 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, W=0, FIRST=0, CHANNELS=1):
-    (rows, _, depth), columns = x.shape, matrix.shape[0]
+    (rows, _, depth), columns, matrix = x.shape, matrix.shape[0], packed(matrix)
     residual, _, bias, window = beside
-    many, matrix, dtype = rows > FEW, packed(matrix), standardize_dtype(matrix.dtype)
-    if many and scale is not None:
-        norm = gated_rms_norm.Options(epsilon, 1, False, dtype)
-        x = gated_rms_norm.of_one_token(norm, x, scale)
-    x, x_row = token_stride(x)
-    given = [*(matrix if v is None else packed(v) for v in beside)]
-    shared = {
-        "X_ROW": x_row,
-        "ROWS": rows,
-        "K": depth,
-        "N": columns,
-        "HAS_RESIDUAL": residual is not None,
-        "HAS_BIAS": bias is not None,
-        "W": W,
-        "FIRST": FIRST,
-        "CHANNELS": CHANNELS,
-    }
+    sizes = {"ROWS": rows, "K": depth, "N": columns, "W": W, "FIRST": FIRST, "CHANNELS": CHANNELS}
+    beside = [matrix if v is None else packed(v) for v in beside]
     outputs = [((rows, 1, columns), outputs[0]), outputs[1]]
-    if many:
-        down, across, shared["BK"], shared["num_warps"], shared["num_stages"] = _tile(columns, dtype)
-        return launch(
-            product_of_many,
-            (-(-columns // across), -(-rows // down)),
-            [x, matrix, *given],
-            outputs,
-            over={} if window is None else {5: 1},
-            early=(1, 3, 4, 5),
-            BM=down,
-            BN=across,
-            PRECISION="tf32x3" if dtype == "float32" else "tf32",
-            **shared,
-        )
-    block, parts = 1 << (depth - 1).bit_length(), 0 if squares is None else squares.shape[1]
+    given = {"HAS_RESIDUAL": residual is not None, "HAS_BIAS": bias is not None, **sizes}
+    run = _of_few if rows <= FEW else _of_many
+    return run(x, squares, scale, matrix, beside, outputs, epsilon, window is not None, given)
+
+
+def _of_few(x, squares, scale, matrix, beside, outputs, epsilon, moves, given):
+    block, parts = 1 << (given["K"] - 1).bit_length(), 0 if squares is None else squares.shape[1]
     at_once = max(1, NUMBERS // block)
+    x, x_row = token_stride(x)
     return launch(
         product_of_few,
-        (-(-columns // at_once),),
-        [x, *(matrix if v is None else packed(v) for v in (squares, scale)), matrix, *given],
+        (-(-given["N"] // at_once),),
+        [x, *(matrix if v is None else packed(v) for v in (squares, scale)), matrix, *beside],
         outputs,
-        over={} if window is None else {7: 1},
+        over={7: 1} if moves else {},
         early=(2, 3, 5, 6, 7),
+        X_ROW=x_row,
         BN=at_once,
         BK=block,
         EPSILON=float(epsilon),
@@ -133,7 +113,31 @@ def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, W=0, FIRST
         BPARTS=1 << max(parts - 1, 0).bit_length(),
         num_warps=8,
         num_stages=1,
-        **shared,
+        **given,
+    )
+
+
+def _of_many(x, squares, scale, matrix, beside, outputs, epsilon, moves, given):
+    dtype = standardize_dtype(matrix.dtype)
+    if scale is not None:
+        x = gated_rms_norm.of_one_token(gated_rms_norm.Options(epsilon, 1, False, dtype), x, scale)
+    x, x_row = token_stride(ops.cast(x, dtype))
+    down, across, depth, warps, stages = _tile(given["N"], dtype)
+    return launch(
+        product_of_many,
+        (-(-given["N"] // across), -(-given["ROWS"] // down)),
+        [x, matrix, *beside],
+        outputs,
+        over={5: 1} if moves else {},
+        early=(1, 3, 4, 5),
+        X_ROW=x_row,
+        BM=down,
+        BN=across,
+        BK=depth,
+        PRECISION="tf32x3" if dtype == "float32" else "tf32",
+        num_warps=warps,
+        num_stages=stages,
+        **given,
     )
 
 
