@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -186,7 +186,7 @@ def _bias(count):
     return _float32(steps + np.log(-np.expm1(-steps)))
 
 
-def measure(table: Iterator[Row]) -> None:
+def measure(table: Sequence[Row]) -> None:
     """Print the table."""
     print(
         f"{'ms':30s} {'length':>7s} {'forward GPU':>14s} {'wall':>7s} {'with backward':>16s} {'wall':>7s}", flush=True
@@ -229,11 +229,20 @@ def main(
     """Tune, or print the table."""
     if tuned:
         return tune()
+    if official and keras.backend.backend() != "torch":
+        raise typer.BadParameter("mamba_ssm runs on torch alone; set KERAS_BACKEND=torch.", param_hint="--official")
+    if official and not (official / "mamba_ssm").is_dir():
+        raise typer.BadParameter(
+            f"{official} has no folder mamba_ssm; unpack its source package.", param_hint="--official"
+        )
+    found = chain(rows(), official_rows(official) if official else ())
+    table = [row for row in found if row.name.startswith(tuple(only or [""])) and length in (0, row.length)]
+    if not table:
+        raise typer.BadParameter(f"no row for --only {only} --length {length}; leave them out to see all.")
     print(
         f"{keras.backend.backend()}; GPU and wall as in benchmarks/gpu_times.py, share of the floor beside", flush=True
     )
-    table = chain(rows(), official_rows(official) if official else ())
-    measure(row for row in table if row.name.startswith(tuple(only or [""])) and length in (0, row.length))
+    measure(table)
     return None
 
 
