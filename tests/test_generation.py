@@ -20,10 +20,10 @@ MANY = Sampler(temperature=0.8, top_k=8, top_p=0.95, min_p=0.01, repetition_pena
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cached_greedy_is_uncached_greedy_for_200_tokens(family):
-    model = lm(family, num_layers=2)
-    ids = model.generate(PROMPT, 200)
-    assert (ids.shape, ids.dtype) == ((1, 205), "int32")
+def test_cached_greedy_is_uncached_greedy_for_more_tokens_than_one_program_takes(family):
+    model, new = lm(family, num_layers=2), decoding.BLOCK + 44
+    ids = model.generate(PROMPT, new)
+    assert (ids.shape, ids.dtype) == ((1, 5 + new), "int32")
     np.testing.assert_array_equal(ids[:, :5], PROMPT)
     np.testing.assert_array_equal(full_logits(model, ids).argmax(-1)[:, 4:-1], ids[:, 5:])
     assert len(np.unique(ids)) > 2

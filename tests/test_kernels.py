@@ -591,15 +591,17 @@ ids = torch.tensor([[4], [0], [20]], dtype=torch.int32)
 def ends_of_the_stack():
     with one_token.fused(), torch.no_grad():
         table = lm.backbone.embedding.embeddings.value
-        fused.append((one_token.product_fits(hidden, table), one_token.embedding_fits(lm.backbone.embedding, ids)))
-        return [numpy(lm.logits(hidden)), numpy(lm.backbone._embedded(ids))], {}
+        token = hidden[:, None]
+        ends = [one_token.product_fits(hidden, table), one_token.norm_fits(token)]
+        fused.append([*ends, one_token.embedding_fits(lm.backbone.embedding, ids)])
+        return [numpy(v) for v in (lm.logits(hidden), lm.backbone._normed(token), lm.backbone._embedded(ids))], {}
 for rows in (3, 9):
     fused, hidden = [], torch.randn(rows, 24)
     compare(ends_of_the_stack)
-    assert fused == [(True, True), (False, False)]
+    assert fused == [[True] * 3, [False] * 3]
 def chosen():
     logits = torch.zeros(3, 9003)
-    logits[0, [5, 5 + 8192]] = 3.0  # one column of each of the kernel's two blocks
+    logits[0, [5, 5 + 8192]] = 3.0  # one column of two of the kernel's blocks
     logits[1, 8700] = 1.0
     logits[:, 9000:] = 4.0
     carry, numbers = {"done": torch.tensor([False, False, True])}, {"end": torch.tensor([7, 5]), "pad": torch.tensor(6)}

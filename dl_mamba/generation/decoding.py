@@ -18,7 +18,7 @@ from dl_mamba.generation.samplers import Carry, Sampler
 from dl_mamba.layers import one_token
 from dl_mamba.layers.mixer import MixerState
 
-BLOCK = 64  # tokens
+BLOCK = 256  # tokens
 PREFILL_CHUNK = 512  # tokens
 RECORD_FROM = 32  # tokens asked for, from which on a recording on torch pays
 
@@ -88,13 +88,16 @@ class Decoding:
         self._programs = Programs.of(model)
         self._random = np.random.default_rng(seed)
         self._rows = rows = memory.logits.shape[0]
-        numbers = {name: ops.convert_to_tensor(value, "float32") for name, value in sampler.numbers().items()}
-        ids = {"end": np.array(list(end) or [-1], "int32"), "pad": np.array(pad, "int32")}
-        self._numbers = {**numbers, **{name: ops.convert_to_tensor(value) for name, value in ids.items()}}
-        state = _with_recurrent_states_in(state_dtype, memory.state)
-        self._carry: Carry = {"done": ops.zeros((rows,), dtype="bool"), "state": state, **sampler.start(rows)}
+        numbers = {name: np.array(value, "float32") for name, value in sampler.numbers().items()}
+        numbers |= {"end": np.array(list(end) or [-1], "int32"), "pad": np.array(pad, "int32")}
+        self._numbers = {name: _argument(value) for name, value in numbers.items()}
+        state = memory.state
+        if state_dtype != "float32":
+            rounded = partial(_with_recurrent_states_in, state_dtype)
+            state = self._programs.compiled(("states", state_dtype), rounded, weights=False)(state)
+        self._carry: Carry = {"done": _argument(np.zeros(rows, bool)), "state": state, **sampler.start(rows)}
         if sampler.needs_seen:
-            self._carry["seen"] = ops.convert_to_tensor(seen)
+            self._carry["seen"] = _argument(seen)
         if keep:
             self._carry["logits"] = memory.logits
         self._logits = memory.logits
@@ -125,8 +128,12 @@ class Decoding:
         draws = self._random.random((count, self._rows, 2)).astype("float32")
         written = []
         if self._logits is not None:
-            choose = self._programs.compiled(("choose", self._sampler.key), self._sampler.choose)
-            self._carry, first = choose(self._logits, self._carry, self._numbers, ops.convert_to_tensor(draws[0]))
+            choose = self._programs.compiled(("choose", self._sampler.key), self._sampler.choose, weights=False)
+            # the rows of a prompt are alike still, so that no choice between them changes what they remember
+            memory = {name: self._carry[name] for name in ("state", "logits") if name in self._carry}
+            given = {name: value for name, value in self._carry.items() if name not in memory}
+            chosen, first = choose(self._logits, given, self._numbers, _argument(draws[0]))
+            self._carry = {**chosen, **memory}
             self._logits, draws = None, draws[1:]
             written.append({name: ops.convert_to_numpy(value)[None] for name, value in first.items()})
         block = self._block_of_torch if keras.backend.backend() == "torch" else self._block
@@ -138,13 +145,11 @@ class Decoding:
 
     def memory(self) -> Memory:
         """The memory behind the last token of each row; only with `keep`."""
-        settle = self._programs.compiled("settle", partial(_read_pending, self._model, True))
-        logits, state = settle(self._carry)
-        return Memory(_with_recurrent_states_in("float32", state), logits)
+        return self._programs.compiled("settle", partial(_settled, self._model))(self._carry)
 
     def _block(self, draws: np.ndarray) -> dict[str, np.ndarray]:
-        count = ops.convert_to_tensor(len(draws), "int32")
-        draws = ops.convert_to_tensor(np.pad(draws, [[0, BLOCK - len(draws)], [0, 0], [0, 0]]))
+        count = np.array(len(draws), "int32")
+        draws = np.pad(draws, [[0, BLOCK - len(draws)], [0, 0], [0, 0]])
         block = self._programs.compiled(("block", self._sampler.key, self._keep), partial(_block, self._advance))
         self._carry, written, taken = block(self._carry, self._numbers, draws, count)
         return {name: ops.convert_to_numpy(value)[: int(taken)] for name, value in written.items()}
@@ -178,6 +183,11 @@ class Decoding:
             self._advance = graph.renew(weights)
 
 
+def _argument(array: np.ndarray) -> Any:
+    """What the compiled programs take: XLA's move the arrays of a call themselves, sooner than one after the other."""
+    return ops.convert_to_tensor(array) if keras.backend.backend() == "torch" else array
+
+
 def _with_recurrent_states_in(dtype: str, state: Any) -> Any:
     def changed(part: Any) -> MixerState | None:
         return MixerState(part.conv, ops.cast(part.ssm, dtype)) if isinstance(part, MixerState) else None
@@ -197,6 +207,11 @@ def _read_pending(model: keras.Model, keep: bool, carry: Carry) -> tuple[Any, An
         return ops.where(ops.reshape(carry["real"], (-1, *[1] * (len(new.shape) - 1))), new, old)
 
     return keras.tree.map_structure(chosen, (logits, state), (carry["logits"], carry["state"]))
+
+
+def _settled(model: keras.Model, carry: Carry) -> Memory:
+    logits, state = _read_pending(model, True, carry)
+    return Memory(_with_recurrent_states_in("float32", state), logits)
 
 
 def _advance(

@@ -31,15 +31,19 @@ class Programs:
             programs = model.__dict__["_dl_mamba_programs"] = cls(model)
         return programs
 
-    def compiled(self, key: Hashable, function: Function, also: Sequence[keras.Variable] = ()) -> Function:
+    def compiled(
+        self, key: Hashable, function: Function, also: Sequence[keras.Variable] = (), weights: bool = True
+    ) -> Function:
         """The compiled form of a function of tensors; `key` must tell apart functions that differ.
 
         Args:
             key: hashable.
-            function: takes and returns nested tensors; may read the model's variables.
+            function: takes and returns nested tensors.
             also: further variables that it reads and writes.
+            weights: whether it reads the model's variables.
         """
-        return self.kept(key, lambda: _COMPILE[keras.backend.backend()](function, self.variables, list(also)))
+        variables = self.variables if weights else []
+        return self.kept(key, lambda: _COMPILE[keras.backend.backend()](function, variables, list(also)))
 
     def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returned at its first call for this key."""

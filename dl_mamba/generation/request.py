@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from dl_mamba.generation.text import Texts
 NAMES = {"greedy": Greedy, "random": Random, "top_k": TopK, "top_p": TopP, "min_p": MinP, "beam": Beam}
 
 STATE_DTYPES = ("float32", "bfloat16")
+_ROWS: WeakKeyDictionary[Any, list[tuple[int, ...]]] = WeakKeyDictionary()  # shapes of the state of one row, by model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +160,12 @@ def to_memory(model: keras.Model, state: Any, batch: int) -> Memory | None:
     if state is None:
         return None
     memory = state if isinstance(state, Memory) else Memory(state, None)
-    wanted, came = keras.tree.flatten(model.initial_state(1)), keras.tree.flatten(memory.state)
-    if [(batch, *leaf.shape[1:]) for leaf in wanted] != [tuple(leaf.shape) for leaf in came]:
-        rows = came[0].shape[0] if came else 0
+    shapes = lambda state: [tuple(leaf.shape) for leaf in keras.tree.flatten(state)]  # noqa: E731
+    if model not in _ROWS:
+        _ROWS[model] = shapes(model.initial_state(1))
+    wanted, came = [(batch, *shape[1:]) for shape in _ROWS[model]], shapes(memory.state)
+    if wanted != came:
+        rows = came[0][0] if came else 0
         way = f" fork(state, {batch}) makes one row serve {batch} prompts." if rows == 1 else ""
         raise ValueError(
             f"state has {len(came)} tensors for a batch of {rows}; {len(wanted)} for a batch of {batch}, one row for "

@@ -75,6 +75,23 @@ def embedded(embedding: Any, ids: Any, dtype: str) -> Any:
     return embedded(ids, ops.convert_to_tensor(embedding.embeddings), dtype)
 
 
+def norm_fits(x: Any) -> bool:
+    """Whether `normed` can stand for a norm of x (rows, 1, width) here."""
+    if not _asked.get() or x.shape[1] != 1 or not dispatch.kernels_take(x):
+        return False
+    from dl_mamba.ops.kernels.one_token import DEEPEST
+
+    return x.shape[2] <= DEEPEST
+
+
+def normed(norm: Any, x: Any) -> Any:
+    """What an `RMSNorm` without groups and gate makes of x (rows, 1, width)."""
+    from dl_mamba.ops.kernels import gated_rms_norm as kernels
+
+    options = kernels.Options(norm.epsilon, 1, False, norm.compute_dtype)
+    return kernels.of_one_token(options, x, ops.convert_to_tensor(norm.scale))
+
+
 def product_fits(x: Any, matrix: Any) -> bool:
     """Whether `product` can stand for x times the transpose of the matrix here."""
     if not _asked.get() or len(x.shape) != 2 or not dispatch.kernels_take(x, matrix):
@@ -84,11 +101,11 @@ def product_fits(x: Any, matrix: Any) -> bool:
     return x.shape[0] <= ROWS and x.shape[1] <= DEEPEST
 
 
-def product(x: Any, matrix: Any) -> Any:
-    """x (rows, width) by the transpose of matrix (n, width), summed and left in float32."""
+def product(x: Any, matrix: Any, columns: int) -> Any:
+    """x (rows, width) by the first `columns` of the transpose of matrix (n, width), summed and left in float32."""
     from dl_mamba.ops.kernels.one_token import product
 
-    return product(x, matrix)
+    return product(x, matrix, columns)
 
 
 def _supported(block: Any, x: Any) -> bool:

@@ -88,7 +88,7 @@ class Backbone(Pretrained, keras.Model):
             after = scanned(self.blocks, hidden, mask, segment_ids, keep=output_hidden_states)
         else:
             after, states = self._one_by_one(hidden, mask, segment_ids, state, return_state)
-        hidden_states = [hidden, *after[:-1], self.final_norm(after[-1])]
+        hidden_states = [hidden, *after[:-1], self._normed(after[-1])]
         outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
         return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
 
@@ -96,6 +96,11 @@ class Backbone(Pretrained, keras.Model):
         if one_token.embedding_fits(self.embedding, ids):
             return one_token.embedded(self.embedding, ids, self.residual_dtype)
         return ops.cast(self.embedding(ids), self.residual_dtype)
+
+    def _normed(self, hidden: Any) -> Any:
+        if one_token.norm_fits(hidden):
+            return one_token.normed(self.final_norm, hidden)
+        return self.final_norm(hidden)
 
     def _scans(self) -> bool:
         return self.scan_layers and keras.backend.backend() != "torch" and can_be_scanned(self.blocks)

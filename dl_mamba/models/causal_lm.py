@@ -107,7 +107,7 @@ class CausalLM(Pretrained, NextTokenTraining, OptimizerFirst, keras.Model):
 
     def _tied_logits(self, hidden: Any) -> Any:
         embedding = self.backbone.embedding
-        logits = _products(hidden, ops.cast(embedding.embeddings, self.compute_dtype))
+        logits = _products(hidden, ops.cast(embedding.embeddings, self.compute_dtype), self.config.vocab_size)
         if embedding.quantization_mode is None:
             return logits
         if embedding.quantization_mode != "int8":
@@ -115,7 +115,7 @@ class CausalLM(Pretrained, NextTokenTraining, OptimizerFirst, keras.Model):
                 f"the embedding is quantized to {embedding.quantization_mode!r}, and the logits are tied to it; choose "
                 "'int8', or a model with tie_word_embeddings=False."
             )
-        return ops.cast(logits, "float32") / embedding.embeddings_scale  # one scale a row
+        return ops.cast(logits, "float32") / embedding.embeddings_scale[: logits.shape[-1]]  # one scale a row
 
     def losses_of(self, hidden: Any, targets: Any) -> Any:
         """Cross entropy (batch, length) of tokens under hidden states, in nats, without the logits of all at once."""
@@ -279,10 +279,13 @@ class Mamba2CausalLM(CausalLM):
     backbone_class = Mamba2
 
 
-def _products(hidden: Any, matrix: Any) -> Any:
-    """hidden (..., d) by matrix (n, d): (..., n). torch gives few rows to one core of a CPU, parts to all."""
+def _products(hidden: Any, matrix: Any, wanted: int) -> Any:
+    """hidden (..., d) by matrix (n, d): (..., n), or less, but all that are wanted.
+
+    torch gives few rows to one core of a CPU, parts to all.
+    """
     if one_token.product_fits(hidden, matrix):
-        return one_token.product(hidden, matrix)
+        return one_token.product(hidden, matrix, wanted)
     (columns, width), shape = matrix.shape, tuple(hidden.shape)
     few = keras.backend.backend() == "torch" and len(shape) == 2 and isinstance(shape[0], int) and shape[0] <= PARTS
     if (

@@ -11,8 +11,8 @@ from triton.language.extra.cuda import gdc_wait
 
 from dl_mamba.ops.kernels.launch import launch, packed
 
-BLOCK = 8192  # columns at a time
-WARPS = 16
+BLOCK = 4096  # columns at a time
+WARPS = 32
 
 
 def greedy(logits: Any, done: Any, end: Any, pad: Any) -> tuple[Any, Any, Any]:

@@ -77,13 +77,14 @@ def finish(y: Tensor, squares: Tensor, scale: Tensor, matrix: Tensor, residual: 
     return _product(y, squares, scale, matrix, beside, [dtype, ((1,), dtype)], epsilon)[0]
 
 
-def product(x: Tensor, matrix: Tensor) -> Tensor:
-    """x (rows, width) by matrix (columns, width) in float32."""
-    return _product(x[:, None], None, None, matrix, [None] * 4, ["float32", ((1,), "float32")])[0][:, 0]
+def product(x: Tensor, matrix: Tensor, columns: int) -> Tensor:
+    """x (rows, width) by the first `columns` rows of matrix (n, width) in float32."""
+    outputs = ["float32", ((1,), "float32")]
+    return _product(x[:, None], None, None, matrix, [None] * 4, outputs, columns=columns)[0][:, 0]
 
 
-def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, W=0, FIRST=0, CHANNELS=1):
-    (rows, _, depth), columns, matrix = x.shape, matrix.shape[0], packed(matrix)
+def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, columns=None, W=0, FIRST=0, CHANNELS=1):
+    (rows, _, depth), columns, matrix = x.shape, columns or matrix.shape[0], packed(matrix)
     residual, _, bias, window = beside
     sizes = {"ROWS": rows, "K": depth, "N": columns, "W": W, "FIRST": FIRST, "CHANNELS": CHANNELS}
     beside = [matrix if v is None else packed(v) for v in beside]
