@@ -20,7 +20,7 @@ from dl_mamba.layers.mixer import MixerState
 
 BLOCK = 256  # tokens
 PREFILL_CHUNK = 512  # tokens
-RECORD_FROM = 32  # tokens asked for, from which on a recording on torch pays
+RECORD_FROM = 8  # tokens asked for, from which on a recording on torch costs no request more than it saves
 
 
 class Memory(NamedTuple):
