@@ -22,6 +22,7 @@ from dl_mamba.layers import (
     exclude_from_weight_decay,
     no_weight_decay_variables,
 )
+from dl_mamba.memory import keep_freed_memory
 from dl_mamba.models import Mamba, Mamba2, Mamba2CausalLM, MambaCausalLM, stateful
 
 __version__ = version("dl-mamba")
@@ -43,6 +44,7 @@ __all__ = [
     "exclude_from_weight_decay",
     "generation",
     "heads",
+    "keep_freed_memory",
     "no_weight_decay_variables",
     "ops",
     "stateful",
