@@ -4,7 +4,7 @@ One code and one `.keras` file on every backend: layers, backbones with the rele
 """
 
 # ruff: noqa: E402 - the backend must be chosen before the first import of Keras
-from dl_mamba.backend import choose_backend
+from dl_mamba.backend import choose_backend, keep_freed_memory
 
 BACKEND, REASON = choose_backend()
 
@@ -22,7 +22,6 @@ from dl_mamba.layers import (
     exclude_from_weight_decay,
     no_weight_decay_variables,
 )
-from dl_mamba.memory import keep_freed_memory
 from dl_mamba.models import Mamba, Mamba2, Mamba2CausalLM, MambaCausalLM, stateful
 
 __version__ = version("dl-mamba")

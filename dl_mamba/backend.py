@@ -1,14 +1,21 @@
-"""Which backend Keras gets when the user names none. This file imports nothing that imports Keras."""
+"""What holds for a whole process: Keras's backend when the user names none, and what becomes of freed memory.
+
+This file imports nothing that imports Keras.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 
 PREFERRED = ("jax", "torch", "tensorflow")
+# options of mallopt in glibc's malloc.h: one pool for all threads, arrays of any size from it, nothing given back
+KEEPING = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 
 
 def choose_backend() -> tuple[str, str]:
@@ -41,6 +48,31 @@ def choose_backend() -> tuple[str, str]:
         return configured, "as Keras is set"
     os.environ["KERAS_BACKEND"] = installed[0]
     return installed[0], f"{configured}, which Keras is set to, is not installed"
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees: long sequences on a CPU take less time, at best half.
+
+    The C library of Linux, glibc, gives large arrays back to the system, which hands out new pages and clears them at
+    the next call. JAX, and torch less so, take and free hundreds of MiB at each call of a long sequence, and on some
+    machines half of its time goes there; `docs/performance.md` has figures. Call this once, early. The process then
+    stays as large as it has been, and a little larger than it would be at its largest.
+
+    Source: https://man7.org/linux/man-pages/man3/mallopt.3.html.
+
+    Returns:
+        Whether glibc does so now. Elsewhere (macOS, Windows, musl) nothing is changed and the answer is False.
+
+    Example:
+
+    >>> import dl_mamba
+    >>> dl_mamba.keep_freed_memory() in (True, False)
+    True
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(option, value) for option, value in KEEPING.values())
 
 
 def _configured() -> str:
