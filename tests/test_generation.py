@@ -50,7 +50,8 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["greedy", MANY])
-def test_streamed_tokens_are_those_that_come_at_once(sampler):
+def test_streamed_tokens_are_those_that_come_at_once(sampler, monkeypatch):
+    monkeypatch.setattr(decoding, "BLOCK", 3)  # at once from three programs, streamed from nine
     options = {"sampler": sampler, "seed": 3, "eos_token_id": 10}
     prompts = tokens(2, 4)
     at_once = lm("mamba2").generate(prompts, 9, **options)[:, 4:]
@@ -284,6 +285,18 @@ def test_states_in_bfloat16_are_rounded_between_tokens_and_memories_are_not(fami
     assert keras.backend.standardize_dtype(layer.ssm.dtype) == "float32"
     np.testing.assert_array_equal(numpy(layer.ssm), numpy(rounded(layer).ssm))
     np.testing.assert_allclose(numpy(layer.ssm), numpy(wanted.ssm), rtol=2**-8, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_memory_that_was_kept_in_half_precision_goes_on_in_float32(family):
+    model, document = lm(family), lm(family).prefill(PROMPT)
+    cast = lambda dtype: lambda layer: layer._replace(ssm=ops.cast(layer.ssm, dtype))  # noqa: E731
+    half = document._replace(state=tuple(map(cast("bfloat16"), document.state)))
+    wide = half._replace(state=tuple(map(cast("float32"), half.state)))
+    came, wanted = (model.generate(None, 6, state=memory, return_state=True) for memory in (half, wide))
+    np.testing.assert_array_equal(came[0], wanted[0])
+    for a, b in zip(*map(keras.tree.flatten, (came[1], wanted[1])), strict=True):
+        np.testing.assert_array_equal(numpy(a), numpy(b))
 
 
 def test_a_state_of_another_batch_or_model_is_refused():

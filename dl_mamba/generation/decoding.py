@@ -92,9 +92,9 @@ class Decoding:
         numbers |= {"end": np.array(list(end) or [-1], "int32"), "pad": np.array(pad, "int32")}
         self._numbers = {name: _argument(value) for name, value in numbers.items()}
         state = memory.state
-        if state_dtype != "float32":
-            rounded = partial(_with_recurrent_states_in, state_dtype)
-            state = self._programs.compiled(("states", state_dtype), rounded, weights=False)(state)
+        if _recurrent_dtypes(state) - {state_dtype}:
+            converted = partial(_with_recurrent_states_in, state_dtype)
+            state = self._programs.compiled(("states", state_dtype), converted, weights=False)(state)
         self._carry: Carry = {"done": _argument(np.zeros(rows, bool)), "state": state, **sampler.start(rows)}
         if sampler.needs_seen:
             self._carry["seen"] = _argument(seen)
@@ -186,6 +186,19 @@ class Decoding:
 def _argument(array: np.ndarray) -> Any:
     """What the compiled programs take: XLA's move the arrays of a call themselves, sooner than one after the other."""
     return ops.convert_to_tensor(array) if keras.backend.backend() == "torch" else array
+
+
+def _recurrent_dtypes(state: Any) -> set[str]:
+    found = set()
+
+    def note(part: Any) -> MixerState | None:
+        if not isinstance(part, MixerState):
+            return None
+        found.add(keras.backend.standardize_dtype(part.ssm.dtype))
+        return part
+
+    keras.tree.traverse(note, state)
+    return found
 
 
 def _with_recurrent_states_in(dtype: str, state: Any) -> Any:
