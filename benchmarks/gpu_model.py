@@ -34,10 +34,10 @@ def main(
     profile: Annotated[bool, typer.Option(help="Print the largest kernels.")] = False,
 ) -> None:
     """Measure on the backend of this process."""
-    rows = []
-    for name, prepare in _cases():
-        if not name.startswith(only):
-            continue
+    rows, cases = [], [(name, prepare) for name, prepare in _cases() if name.startswith(only)]
+    if not cases:
+        raise typer.BadParameter(f"no row begins with {only!r}; leave it out to see all.", param_hint="--only")
+    for name, prepare in cases:
         begin = time.perf_counter()
         run, calls, per_call = prepare()
         _forget_peak()

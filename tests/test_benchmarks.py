@@ -87,6 +87,15 @@ def test_nothing_to_measure_is_an_error(options):
     assert "no comparison of" in result.output
 
 
+@pytest.mark.parametrize("name", ["gpu_kernels", "gpu_model"])
+def test_no_row_of_a_gpu_table_is_an_error_before_anything_is_measured(name):
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{name}").main)
+    result = CliRunner().invoke(app, ["--only", "nothing is called so"])
+    assert result.exit_code == 2
+    assert "no row" in result.output
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_comparison_names_contenders_that_exist(suite):
     for comparison in SUITES[suite](["jax", "torch"], ""):
