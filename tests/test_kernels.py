@@ -483,7 +483,7 @@ def test_the_kernels_lower_for_a_hopper_gpu_without_one(op, length, monkeypatch)
 @pytest.mark.parametrize(
     ("rows", "parts"),
     [
-        (2, ['"product_of_few"', "grid_x = 1 :", "block_x = 256", "[8, 9, 10, 11]", "operand_index = 7"]),
+        (2, ['"product_of_few"', "grid_x = 1 :", "block_x = 128", "[8, 9, 10, 11]", "operand_index = 7"]),
         (
             20,
             [
@@ -491,8 +491,8 @@ def test_the_kernels_lower_for_a_hopper_gpu_without_one(op, length, monkeypatch)
                 '"product_of_many"',
                 "grid_x = 3 :",
                 "block_x = 128",
-                "[6, 7, 8, 9]",
-                "operand_index = 5",
+                "[7, 8, 9, 10]",
+                "operand_index = 6",
             ],
         ),
     ],

@@ -92,7 +92,7 @@ class Decoding:
         numbers |= {"end": np.array(list(end) or [-1], "int32"), "pad": np.array(pad, "int32")}
         self._numbers = {name: _argument(value) for name, value in numbers.items()}
         state = memory.state
-        if _recurrent_dtypes(state) - {state_dtype}:
+        if {*map(keras.backend.standardize_dtype, _recurrent_dtypes(state))} - {state_dtype}:
             converted = partial(_with_recurrent_states_in, state_dtype)
             state = self._programs.compiled(("states", state_dtype), converted, weights=False)(state)
         self._carry: Carry = {"done": _argument(np.zeros(rows, bool)), "state": state, **sampler.start(rows)}
@@ -126,7 +126,7 @@ class Decoding:
             What the sampler wrote down, each (taken, rows) int32.
         """
         draws = self._random.random((count, self._rows, 2)).astype("float32")
-        written = []
+        first, written = None, []
         if self._logits is not None:
             choose = self._programs.compiled(("choose", self._sampler.key), self._sampler.choose, weights=False)
             # the rows of a prompt are alike still, so that no choice between them changes what they remember
@@ -135,12 +135,13 @@ class Decoding:
             chosen, first = choose(self._logits, given, self._numbers, _argument(draws[0]))
             self._carry = {**chosen, **memory}
             self._logits, draws = None, draws[1:]
-            written.append({name: ops.convert_to_numpy(value)[None] for name, value in first.items()})
         block = self._block_of_torch if keras.backend.backend() == "torch" else self._block
         for start in range(0, len(draws), BLOCK):
             if self.finished:
                 break
             written.append(block(draws[start : start + BLOCK]))
+        if first is not None:  # copied behind the others' start, not before it
+            written.insert(0, {name: ops.convert_to_numpy(value)[None] for name, value in first.items()})
         return {name: np.concatenate([part[name] for part in written]) for name in written[0]}
 
     def memory(self) -> Memory:
@@ -188,17 +189,12 @@ def _argument(array: np.ndarray) -> Any:
     return ops.convert_to_tensor(array) if keras.backend.backend() == "torch" else array
 
 
-def _recurrent_dtypes(state: Any) -> set[str]:
-    found = set()
-
-    def note(part: Any) -> MixerState | None:
-        if not isinstance(part, MixerState):
-            return None
-        found.add(keras.backend.standardize_dtype(part.ssm.dtype))
-        return part
-
-    keras.tree.traverse(note, state)
-    return found
+def _recurrent_dtypes(state: Any) -> set[Any]:
+    if isinstance(state, MixerState):
+        return {state.ssm.dtype}
+    if isinstance(state, dict | list | tuple):
+        return set().union(*map(_recurrent_dtypes, state.values() if isinstance(state, dict) else state))
+    return set()
 
 
 def _with_recurrent_states_in(dtype: str, state: Any) -> Any:

@@ -1,8 +1,8 @@
-"""A residual block of Mamba-2 reads one token with three kernels or five, where the decode loop asks for it.
+"""A residual block of Mamba-2 reads one token with three kernels or four, where the decode loop asks for it.
 
 Norm, in_proj and convolution are one, state and gate another, norm, out_proj and the sum the third; with more than a
-few rows the norms stand apart. The embedding and the logits of tied embeddings are one each. They have no gradient, so
-that nobody but a loop that wants none may ask.
+few rows the first norm stands apart. The embedding and the logits of tied embeddings are one each. They have no
+gradient, so that nobody but a loop that wants none may ask.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ def step(block: Any, x: Any, state: MixerState) -> tuple[Any, MixerState]:
         c.ssm_width,
         epsilon=block.norm.epsilon,
     )
-    constants = (ops.convert_to_tensor(variable) for variable in (mixer.A_log, mixer.D, mixer.dt_bias))
+    constants = map(ops.convert_to_tensor, (mixer.A_log, mixer.D, mixer.dt_bias, mixer.norm.scale))
     y, ssm, squares = kernels.advance(projected, state.ssm, *constants, c.dt_limit, c.ssm_width)
-    scale, epsilon = ops.convert_to_tensor(mixer.norm.scale), mixer.norm.epsilon
-    x = kernels.finish(y, squares, scale, turned(mixer.out_proj), x, epsilon=epsilon)
+    x = kernels.finish(y, squares, turned(mixer.out_proj), x, epsilon=mixer.norm.epsilon)
     return x, MixerState(conv, ssm)
 
 

@@ -15,7 +15,7 @@ from dl_mamba.ops.kernels.normed_product import product_of_few, product_of_many
 FEW = 8  # rows, up to which each is multiplied by itself, in float32
 ROWS = 256  # at most
 WIDE = 16384  # columns, from which on programs of 64 of them are enough
-NUMBERS = 8192  # of the matrix that a program holds for a few rows
+NUMBERS = 4096  # of the matrix that a program holds for a few rows
 DEEPEST = 8192  # rows of the matrix
 Tensor = Any
 
@@ -47,15 +47,17 @@ def advance(
     A_log: Tensor,
     D: Tensor,
     dt_bias: Tensor,
+    scale: Tensor,
     dt_limit: tuple[float, float],
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y SiLU(z), the next state, and sums (rows, n) that add up to the squares of a row.
+    """y SiLU(z) scale, the next state, and sums (rows, n) that add up to the squares of a row of y SiLU(z).
 
     Args:
         projected: (rows, 1, columns), z, x, B, C and dt of one group.
         state: (rows, nheads, headdim, d_state).
         A_log, D, dt_bias: as `Mamba2Layer` has them.
+        scale: (width,), of the norm that follows.
         dt_limit: smallest and largest step size.
         width: channels of z, and of x.
     """
@@ -65,16 +67,16 @@ def advance(
     sizes = {"Z": width, "X": width, "B": d_state, "C": d_state, "DT": nheads}
     first = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
     y, state, squares = ssd.gated_step(
-        ssd.Options(True, tuple(dt_limit), dtype), shape, packed(projected), first, A_log, D, dt_bias, state
+        ssd.Options(True, tuple(dt_limit), dtype), shape, packed(projected), first, A_log, D, dt_bias, state, scale
     )
     return y.reshape(rows, 1, width), state, squares
 
 
-def finish(y: Tensor, squares: Tensor, scale: Tensor, matrix: Tensor, residual: Tensor, epsilon: float) -> Tensor:
-    """residual + norm(y) matrix^T, in the dtype of the residual; `squares` (rows, n) add up to those of y."""
+def finish(y: Tensor, squares: Tensor, matrix: Tensor, residual: Tensor, epsilon: float) -> Tensor:
+    """residual + norm(y) matrix^T, in the dtype of the residual, from what `advance` returned."""
     dtype = standardize_dtype(residual.dtype)
     beside = [residual, None, None, None]
-    return _product(y, squares, scale, matrix, beside, [dtype, ((1,), dtype)], epsilon)[0]
+    return _product(y, squares, None, matrix, beside, [dtype, ((1,), dtype)], epsilon)[0]
 
 
 def product(x: Tensor, matrix: Tensor, columns: int) -> Tensor:
@@ -90,47 +92,47 @@ def _product(x, squares, scale, matrix, beside, outputs, epsilon=0.0, columns=No
     beside = [matrix if v is None else packed(v) for v in beside]
     outputs = [((rows, 1, columns), outputs[0]), outputs[1]]
     given = {"HAS_RESIDUAL": residual is not None, "HAS_BIAS": bias is not None, **sizes}
+    given |= {"PARTS": 0 if squares is None else squares.shape[1], "EPSILON": float(epsilon)}
+    squares = matrix if squares is None else squares
     run = _of_few if rows <= FEW else _of_many
-    return run(x, squares, scale, matrix, beside, outputs, epsilon, window is not None, given)
+    return run(x, squares, scale, matrix, beside, outputs, window is not None, given)
 
 
-def _of_few(x, squares, scale, matrix, beside, outputs, epsilon, moves, given):
-    block, parts = 1 << (given["K"] - 1).bit_length(), 0 if squares is None else squares.shape[1]
+def _of_few(x, squares, scale, matrix, beside, outputs, moves, given):
+    block = 1 << (given["K"] - 1).bit_length()
     at_once = max(1, NUMBERS // block)
     x, x_row = token_stride(x)
     return launch(
         product_of_few,
         (-(-given["N"] // at_once),),
-        [x, *(matrix if v is None else packed(v) for v in (squares, scale)), matrix, *beside],
+        [x, squares, matrix if scale is None else packed(scale), matrix, *beside],
         outputs,
         over={7: 1} if moves else {},
         early=(2, 3, 5, 6, 7),
         X_ROW=x_row,
         BN=at_once,
         BK=block,
-        EPSILON=float(epsilon),
-        NORMED=scale is not None,
-        PARTS=parts,
-        BPARTS=1 << max(parts - 1, 0).bit_length(),
-        num_warps=8,
+        HAS_SCALE=scale is not None,
+        BPARTS=1 << max(given["PARTS"] - 1, 0).bit_length(),
+        num_warps=4,
         num_stages=1,
         **given,
     )
 
 
-def _of_many(x, squares, scale, matrix, beside, outputs, epsilon, moves, given):
+def _of_many(x, squares, scale, matrix, beside, outputs, moves, given):
     dtype = standardize_dtype(matrix.dtype)
     if scale is not None:
-        x = gated_rms_norm.of_one_token(gated_rms_norm.Options(epsilon, 1, False, dtype), x, scale)
+        x = gated_rms_norm.of_one_token(gated_rms_norm.Options(given["EPSILON"], 1, False, dtype), x, scale)
     x, x_row = token_stride(ops.cast(x, dtype))
     down, across, depth, warps, stages = _tile(given["N"], dtype)
     return launch(
         product_of_many,
         (-(-given["N"] // across), -(-given["ROWS"] // down)),
-        [x, matrix, *beside],
+        [x, squares, matrix, *beside],
         outputs,
-        over={5: 1} if moves else {},
-        early=(1, 3, 4, 5),
+        over={6: 1} if moves else {},
+        early=(2, 4, 5, 6),
         X_ROW=x_row,
         BM=down,
         BN=across,

@@ -39,7 +39,8 @@ CONFIGURATIONS = {
     "groups": {64: (4, 1), 128: (4, 1)},
 }
 ROWS = (True, True, False, True, True, False, False, True, True, True)  # the tensors that go over the batch
-STEP_CHANNELS = 16  # of a program that makes one step
+STEP_CHANNELS = 16  # of a program that makes one step; twice as many where many rows have states of 16 bits
+STEP_ROWS = 8  # more are many
 Tensor = Any
 
 
@@ -205,36 +206,38 @@ def step(options: Options, x, dt, A, B, C, D, bias, weights, start, flags):
     given = {"X": x, "DT": dt, "B": B, "C": C, "WEIGHTS": weights, "Z": None}
     places = {name: (*token_stride(x if tensor is None else tensor), 0) for name, tensor in given.items()}
     kind = {"HAS_WEIGHTS": weights is not None, "HAS_Z": False, "LOG_A": False}
-    return _step(options, Shape.of(x, B), places, A, D, bias, start, flags, kind)[:2]
+    return _step(options, Shape.of(x, B), places, A, D, bias, start, flags, None, kind)[:2]
 
 
-def gated_step(options: Options, shape: Shape, projected, first: dict[str, int], A_log, D, bias, start):
-    """(y SiLU(z), final state in the dtype of `start`, sums (batch, n) that add up to the squares of each row of y).
+def gated_step(options: Options, shape: Shape, projected, first: dict[str, int], A_log, D, bias, start, scale):
+    """(y SiLU(z) scale, final state in the dtype of `start`, sums (batch, n) of the squares of y SiLU(z)).
 
     Args:
         options, shape: as elsewhere.
         projected: (batch, 1, columns), which holds all inputs of the token.
         first: the first columns of Z, X, B, C and DT.
         A_log, D, bias, start: log(-A), and what `step` takes; D is (nheads,) or (nheads, headdim).
+        scale: (nheads * headdim,).
     """
     places = {name: (projected, projected.shape[2], column) for name, column in first.items()}
     places["WEIGHTS"] = places["DT"]
     kind = {"HAS_WEIGHTS": False, "HAS_Z": True, "LOG_A": True}
-    return _step(options, shape, places, A_log, D, bias, start, None, kind)
+    return _step(options, shape, places, A_log, D, bias, start, None, scale, kind)
 
 
-def _step(options, shape, places, A, D, bias, start, flags, kind):
-    blocks = -(-shape.headdim // STEP_CHANNELS)
+def _step(options, shape, places, A, D, bias, start, flags, scale, kind):
     given, A = {"D": D, "BIAS": bias, "START": start, "FLAGS": flags}, packed(A)
     skip, bias, start, flags = (A if v is None else packed(v) for v in given.values())
     x, dt, B, C, weights, z = (places[name][0] for name in ("X", "DT", "B", "C", "WEIGHTS", "Z"))
     kept = "float32" if given["START"] is None else standardize_dtype(start.dtype)
+    channels = STEP_CHANNELS if kept == "float32" or shape.batch <= STEP_ROWS else 2 * STEP_CHANNELS
+    blocks = -(-shape.headdim // channels)
     sums = (shape.batch, shape.nheads * blocks) if kind["HAS_Z"] else (1,)
     per_channel = D is not None and len(D.shape) == 2
     return launch(
         ssd_step,
         (shape.batch * shape.nheads, blocks),
-        [x, dt, A, B, C, skip, bias, weights, start, flags, z],
+        [x, dt, A, B, C, skip, bias, weights, start, flags, z, A if scale is None else packed(scale)],
         [((shape.batch, 1, shape.nheads, shape.headdim), options.dtype), (shape.state, kept), (sums, "float32")],
         over={} if given["START"] is None else {8: 1},
         early=(8,),
@@ -243,7 +246,7 @@ def _step(options, shape, places, A, D, bias, start, flags, kind):
         P=shape.headdim,
         N=shape.d_state,
         G=shape.ngroups,
-        BP=STEP_CHANNELS,
+        BP=channels,
         BN=max(16, 1 << (shape.d_state - 1).bit_length()),
         D_HEAD=shape.headdim if per_channel else 1,
         D_CHANNEL=1 if per_channel else 0,

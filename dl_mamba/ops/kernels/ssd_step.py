@@ -20,6 +20,7 @@ def ssd_step(
     start,
     flags,
     z,
+    scale,
     y,
     end,
     squares,
@@ -55,10 +56,10 @@ def ssd_step(
     HAS_Z: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """y (b, 1, h, p) and the next state (b, h, p, n); with z also the sums of squares of y SiLU(z), which then is y.
+    """y (b, 1, h, p) and the next state (b, h, p, n); with z y SiLU(z) scale, and sums of squares of y SiLU(z).
 
-    Tensors of a token lie NAME_AT numbers behind their pointers, and rows NAME_ROW apart. With LOG_A `A` is log(-A).
-    `end` may be `start`. Each program writes one of the sums (b, h programs).
+    `scale` is (h, p). Tensors of a token lie NAME_AT numbers behind their pointers, and rows NAME_ROW apart. With LOG_A
+    `A` is log(-A). `end` may be `start`. Each program writes one of the sums (b, h programs).
     """
     if OVERLAP:
         gdc_launch_dependents()
@@ -69,9 +70,21 @@ def ssd_step(
     at = ((row * H + head) * P + p[:, None]) * N + n[None, :]
     inside = (p[:, None] < P) & (n[None, :] < N)
     if HAS_START:
-        before = tl.load(start + at, mask=inside, other=0.0).to(tl.float32)
+        before = tl.load(start + at, mask=inside, other=0.0)
     if OVERLAP:
         gdc_wait()  # for what the kernels before write: x, dt, B, C, z
+    value = tl.load(x + X_AT + row * X_ROW + head * P + p, mask=p < P, other=0.0)
+    group = head // (H // G) * N
+    write = tl.load(B + B_AT + row * B_ROW + group + n, mask=n < N, other=0.0)
+    read = tl.load(C + C_AT + row * C_ROW + group + n, mask=n < N, other=0.0)
+    if HAS_D:
+        skip = tl.load(D + head * D_HEAD + p * D_CHANNEL, mask=p < P, other=0.0)
+    if HAS_Z:
+        opens = tl.load(z + Z_AT + row * Z_ROW + head * P + p, mask=p < P, other=0.0)
+        factor = tl.load(scale + head * P + p, mask=p < P, other=0.0)
+    # These loads are under way before the step size is waited for, and before a store: `end` may be `start`, of which a
+    # small tile lies in several warps.
+    tl.debug_barrier()
     size = tl.load(dt + DT_AT + row * DT_ROW + head).to(tl.float32)
     if HAS_BIAS:
         size += tl.load(bias + head)
@@ -89,21 +102,18 @@ def ssd_step(
         flag = tl.load(flags + row)
         decay = tl.where(flag < 1.0, decay, tl.where(flag < 2.0, 0.0, 1.0))
         weight = tl.where(flag < 2.0, weight, 0.0)
-    value = tl.load(x + X_AT + row * X_ROW + head * P + p, mask=p < P, other=0.0).to(tl.float32)
-    group = head // (H // G) * N
-    write = tl.load(B + B_AT + row * B_ROW + group + n, mask=n < N, other=0.0).to(tl.float32)
-    read = tl.load(C + C_AT + row * C_ROW + group + n, mask=n < N, other=0.0).to(tl.float32)
+    value, write, read = value.to(tl.float32), write.to(tl.float32), read.to(tl.float32)
     state = (weight * value)[:, None] * write[None, :]
     if HAS_START:
-        state += decay * before
-        tl.debug_barrier()  # `end` may be `start`, and a small tile lies in several warps
+        state += decay * before.to(tl.float32)
     tl.store(end + at, state.to(end.dtype.element_ty), mask=inside)
     out = tl.sum(state * read[None, :], axis=1)
     if HAS_D:
-        out += value * tl.load(D + head * D_HEAD + p * D_CHANNEL, mask=p < P, other=0.0)
+        out += value * skip
     if HAS_Z:
-        opens = tl.load(z + Z_AT + row * Z_ROW + head * P + p, mask=p < P, other=0.0).to(tl.float32)
+        opens = opens.to(tl.float32)
         out *= opens * sigmoid(opens)
         to = (row * H + head) * tl.num_programs(1) + tl.program_id(1)
         tl.store(squares + to, tl.sum(out * out, axis=0))
+        out *= factor.to(tl.float32)
     tl.store(y + (row * H + head) * P + p, out.to(y.dtype.element_ty), mask=p < P)
