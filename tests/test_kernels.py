@@ -571,21 +571,26 @@ for op, length, short in ((SSD, 70, 0), (SSD, 70, 8), (recurrences.SCAN, 40, 8),
     arrays = float32(draw(op, 1, ngroups=1))
     with torch.no_grad():
         compare(lambda: ([numpy(v) for v in op.run(**arrays, return_final_state=True)], {}))
-block = dl_mamba.Mamba2ResidualBlock(d_model=24, headdim=8, d_state=16)
-block.build((2, 4, 24))
-for variable in block.variables:
-    variable.assign(variable.value + 0.1 * torch.randn(variable.shape))  # also what begins as ones
 def step():
     with one_token.fused(), torch.no_grad():
         given = {"state": state, "return_state": True}
         fused.append(one_token.fits(block, x[:, 3:], None, state, None))
         return [numpy(v) for v in keras.tree.flatten(block(x[:, 3:], **given))], {}
-for rows in (2, 9):  # few and many
+for rows, headdim in ((2, 8), (9, 1)):  # few and many, of six heads and of 48
+    block = dl_mamba.Mamba2ResidualBlock(d_model=24, headdim=headdim, d_state=16)
+    block.build((rows, 4, 24))
+    for variable in block.variables:
+        variable.assign(variable.value + 0.1 * torch.randn(variable.shape))  # also what begins as ones
     x = torch.randn(rows, 4, 24)
     with implementation_scope("chunked"), torch.no_grad():
         fused, (_, state) = [], block(x[:, :3], return_state=True)
     compare(step)
     assert fused == [True, False]
+    half = state.ssm.bfloat16()
+    with implementation_scope("triton"), one_token.fused(), torch.no_grad():
+        given = [state._replace(ssm=ssm) for ssm in (half, half.float())]
+        came, wanted = (block(x[:, 3:], state=kept, return_state=True) for kept in given)
+    assert came[1].ssm.dtype == torch.bfloat16 and torch.allclose(came[0], wanted[0], rtol=0, atol=1e-5)
 lm = dl_mamba.Mamba2CausalLM(vocab_size=21, d_model=24, num_layers=1, headdim=8, d_state=16)
 for variable in lm.variables:
     variable.assign(variable.value + 0.1 * torch.randn(variable.shape))
