@@ -21,7 +21,8 @@ from dl_mamba.ops.ssd import by_chunk, token
 from dl_mamba.ops.ssd.decays import FORGOTTEN, differentiable_decays
 
 CPU_CHUNK = 64  # tokens; twice as many make twice the decays
-CPU_DECAYS = 2**19  # of a chunk; up to here torch takes twice as many tokens
+SMALL_STATE = 2**11  # numbers of a head, up to which its products cost so little that half as many tokens are faster
+CPU_DECAYS = 2**19  # of a chunk; with fewer, torch's calls cost more than its work
 ACCELERATOR_CHUNKS = 256  # in a group; the decays between them stay small against the tokens
 
 
@@ -50,7 +51,7 @@ def _ssd(tokens, state, D, chunk_size):
     x = tokens[0]
     batch, _, nheads, headdim = ops.shape(x)
     length = size_of(x, 1)
-    size = _chunk_size(x, chunk_size)
+    size = _chunk_size(x, tokens[3], chunk_size)
     if runs_in_place(x):
         from dl_mamba.ops.ssd import in_place
 
@@ -71,13 +72,19 @@ def _ssd(tokens, state, D, chunk_size):
     return first(y, length), state
 
 
-def _chunk_size(x, chunk_size):
-    batch, length, nheads, _ = x.shape
-    largest = chunk_size
-    if not on_accelerator(x):
-        calls_cost_more = runs_in_place(x) and batch * nheads * (2 * CPU_CHUNK) ** 2 <= CPU_DECAYS
-        largest = min(chunk_size, 2 * CPU_CHUNK if calls_cost_more else CPU_CHUNK)
+def _chunk_size(x, B, chunk_size):
+    length = x.shape[1]
+    largest = chunk_size if on_accelerator(x) else min(chunk_size, _cpu_chunk(x, B))
     return -(-length // -(-length // largest)) if isinstance(length, int) else largest  # equal ones need least padding
+
+
+def _cpu_chunk(x, B):
+    batch, _, nheads, headdim = x.shape
+    shorter = CPU_CHUNK // 2 if headdim * B.shape[-1] <= SMALL_STATE else CPU_CHUNK
+    if not runs_in_place(x):
+        return shorter
+    few = lambda size: batch * nheads * size**2 <= CPU_DECAYS  # noqa: E731
+    return 2 * CPU_CHUNK if few(2 * CPU_CHUNK) else CPU_CHUNK if few(CPU_CHUNK) else shorter
 
 
 def _chunks_of_group(x):
