@@ -12,7 +12,6 @@ from test_recurrence_laws import draw, float32, oracle_and_its_gradients, run
 
 from dl_mamba.ops import gated_rms_norm
 from dl_mamba.ops.sequence import runs_in_place
-from dl_mamba.ops.ssd import chunked
 
 pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="XLA compiles its own loops; only torch runs in place")
 
@@ -29,11 +28,6 @@ def test_any_block_of_tokens_gives_the_same_result(op, documents, small_blocks):
     arrays = draw(op, 11)
     packed = {"segment_ids": np.array([[0] * 4 + [1] * 7, [0] * 9 + [1] * 2], "int32")} if documents else {}
     assert_laws_hold(run(op, float32(arrays), **packed), oracle_and_its_gradients(op, arrays, **packed))
-
-
-@pytest.mark.parametrize(("nheads", "size"), [(32, 128), (33, 64)])
-def test_a_chunk_has_twice_as_many_tokens_where_its_decays_are_few(nheads, size):
-    assert chunked._chunk_size(ops.ones((1, 256, nheads, 1)), 256) == size
 
 
 @pytest.mark.parametrize("options", norm.OPTIONS)

@@ -72,6 +72,19 @@ def test_a_weak_decay_behind_a_strong_one_keeps_its_digits():
     assert_close(came[0, :, 0, 0], np.array(wanted), 1e-6)  # a sum of 254 float32 numbers of like size
 
 
+@pytest.mark.parametrize(
+    ("nheads", "headdim", "torch_size", "xla_size"),
+    [(32, 16, 128, 32), (33, 16, 64, 32), (128, 16, 64, 32), (129, 16, 32, 32), (129, 17, 64, 64), (32, 17, 128, 64)],
+)
+def test_a_chunk_on_a_cpu_is_short_where_states_are_small_and_long_where_calls_cost_more(
+    nheads, headdim, torch_size, xla_size
+):
+    x, B = ops.ones((1, 256, nheads, headdim)), ops.ones((1, 256, 1, 128))
+    wanted = torch_size if BACKEND == "torch" else xla_size
+    assert chunked._chunk_size(x, B, 256) == wanted
+    assert chunked._chunk_size(x, B, 16) == 16
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch know every length when they run")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("length", [5, 70])
