@@ -166,6 +166,6 @@ def test_states_in_bfloat16_are_those_of_float32_rounded(rows):
         y, kept = block(x, state=state._replace(ssm=half), return_state=True)
         wanted, exact = block(x, state=state._replace(ssm=keras.ops.cast(half, "float32")), return_state=True)
     assert keras.backend.standardize_dtype(kept.ssm.dtype) == "bfloat16"
-    np.testing.assert_allclose(numpy(y), numpy(wanted), rtol=0, atol=1e-5)  # a state read rounded is off by 1e-3
+    np.testing.assert_allclose(numpy(y), numpy(wanted), rtol=0, atol=1e-5)  # a state read rounded is off by 3e-3
     rounded = keras.ops.cast(exact.ssm, "bfloat16")
     np.testing.assert_array_equal(*(numpy(keras.ops.cast(part, "float32")) for part in (kept.ssm, rounded)))
