@@ -10,6 +10,7 @@ from benchmarks.case import Case
 from benchmarks.contenders import Work
 from benchmarks.contenders.keras_work import work_of
 from benchmarks.contenders.parameters import config_of
+from dl_mamba.layers.adapted import Projection
 
 
 class Projections(keras.Model):
@@ -24,7 +25,7 @@ class Projections(keras.Model):
         in_width = 2 * config.d_inner if case.family == "mamba" else config.in_proj_width
         small = (self.dt_width + 2 * config.d_state, config.d_inner) if case.family == "mamba" else ()
         self.stack = [
-            [keras.layers.Dense(width, use_bias=False) for width in (in_width, *small, case.d_model)]
+            [Projection(width, use_bias=False) for width in (in_width, *small, case.d_model)]
             for _ in range(case.num_layers)
         ]
 

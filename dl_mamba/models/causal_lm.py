@@ -21,6 +21,7 @@ from dl_mamba.models.optimizer_first import OptimizerFirst
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
 from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
+from dl_mamba.ops.numerics import product
 from dl_mamba.ops.sequence import on_accelerator
 from dl_mamba.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
 from dl_mamba.weights import Checkpoint
@@ -294,7 +295,7 @@ def _products(hidden: Any, matrix: Any, wanted: int) -> Any:
         or columns % PARTS
         or on_accelerator(hidden)
     ):
-        return ops.matmul(hidden, ops.transpose(matrix))
+        return product(hidden, ops.transpose(matrix))
     parts = ops.reshape(matrix, (PARTS, columns // PARTS, width))
     rows = ops.broadcast_to(ops.transpose(hidden), (PARTS, width, shape[0]))
     return ops.transpose(ops.reshape(ops.matmul(parts, rows), (columns, shape[0])))

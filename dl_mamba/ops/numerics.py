@@ -87,6 +87,10 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     what JAX writes by itself XLA transposes the latter, together with what computes it, one number at a time. Not so in
     half precision, where the barrier would round it.
     """
+    if runs_in_place(x) and x.dtype == w.dtype:
+        from dl_mamba.ops import onednn
+
+        return onednn.product(x, w)
     if not _jax_on_a_cpu(x) or not x.dtype == w.dtype == "float32":
         return ops.matmul(x, w)
     import jax
@@ -98,6 +102,22 @@ def product(x: Tensor, w: Tensor) -> Tensor:
         return ops.matmul(dy, ops.transpose(w)), ops.matmul(ops.transpose(rows), drows)
 
     return with_gradient(lambda x, w: ((ops.matmul(x, w),), (x, w)), backward)(x, w)[0]
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a (..., i) times b (i, j), both of one dtype; for functions whose gradient is written by hand."""
+    if not runs_in_place(a):
+        return ops.matmul(a, b)
+    from dl_mamba.ops import onednn
+
+    return onednn.matmul(a, b)
+
+
+def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a (r, i), transposed, times b (r, j), in the same way; b is the smaller one, since oneDNN copies one of them."""
+    if runs_in_place(a):
+        return matmul(b.mT, a).mT
+    return ops.matmul(ops.transpose(a), b)
 
 
 def barrier(tensors: Any) -> Any:

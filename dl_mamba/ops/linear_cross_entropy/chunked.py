@@ -13,6 +13,7 @@ from keras.backend import standardize_dtype
 
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.loops import loop
+from dl_mamba.ops.numerics import matmul, transposed_matmul
 from dl_mamba.ops.sequence import size_of
 
 
@@ -43,7 +44,7 @@ class Chunk:
     @staticmethod
     def add_product(total: Any, dlogits: Any, x: Any) -> Any:
         """total + dlogits^T x, (rows, d_model) float32; `total` is not needed any more."""
-        return total + ops.cast(ops.matmul(ops.transpose(dlogits), x), "float32")
+        return total + ops.cast(transposed_matmul(dlogits, x), "float32")
 
 
 class _Sizes(NamedTuple):
@@ -61,7 +62,7 @@ def run(x, weight, targets, vocab_size, steps=Chunk):
 
         def step(carry, chunk):
             x, targets = chunk
-            return carry, steps.losses(ops.matmul(_rows(x), table), _rows(targets), vocab_size)
+            return carry, steps.losses(matmul(_rows(x), table), _rows(targets), vocab_size)
 
         nothing = ops.zeros((), dtype="float32")
         _, (losses, normalizer) = loop(step, (nothing,), (_cut(x, sizes), _cut(targets, sizes)))
@@ -83,9 +84,9 @@ def _backward(x, weight, targets, normalizer, dlosses, sizes, vocab_size, steps)
     def step(carry, chunk):
         x, targets, normalizer, dlosses = chunk
         x, targets, dlosses = _rows(x), _rows(targets), _rows(dlosses)
-        logits = ops.matmul(x, ops.transpose(table))
+        logits = matmul(x, ops.transpose(table))
         dlogits = steps.gradient(logits, targets, normalizer, dlosses, vocab_size)
-        return (steps.add_product(carry[0], dlogits, x),), (ops.matmul(dlogits, table),)
+        return (steps.add_product(carry[0], dlogits, x),), (matmul(dlogits, table),)
 
     chunks = (_cut(x, sizes), _cut(targets, sizes), normalizer, _cut(dlosses, sizes))
     zeros = ops.zeros(table.shape, dtype="float32")

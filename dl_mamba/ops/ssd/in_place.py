@@ -1,23 +1,27 @@
 """State-space duality for torch on a CPU: one chunk of tokens at a time, in place, with a gradient written by hand.
 
 The mathematics is that of `by_chunk`. What a chunk needs stays in the cache, and its temporaries are taken again by the
-next one: fetching fresh memory takes longer than filling it. exp2 takes a fraction of the time of torch's exp.
+next one: fetching fresh memory takes longer than filling it. A call of torch takes microseconds whatever its size, so
+what is small is computed for all chunks at once. exp2 takes a fraction of the time of torch's exp.
 
-Axes: m = (b, g), q i j token in the chunk, e head of the group, p channel of the head, k = (e, p), n state. What scores
-are multiplied with lies "by head", (b, g, e, q, p); what states are multiplied with "by token", (b, g, q, e, p).
+Axes: m = (b, g), c chunk, q i j token in the chunk, e head of the group, p channel of the head, k = (e, p), n state.
+What scores are multiplied with lies "by head", (m e, q, p); what states are multiplied with "by token",
+(b, g, q, e, p).
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import threshold_
+from torch.nn.functional import pad, threshold_
 
+from dl_mamba.ops import onednn
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.places import Places, fresh
-from dl_mamba.ops.ssd.decays import FORGOTTEN, after_each, cumulative
+from dl_mamba.ops.ssd.decays import FORGOTTEN, cumulative
 
 NEGLIGIBLE = 2.0**-64  # smaller decays are none: products with subnormal numbers take several times as long
 
@@ -35,10 +39,9 @@ def _recurrence(size):
 
 def _forward(*args, size, keep=True):
     *tokens, state, D = args
-    work = _Chunks(tokens, D)
-    y, state = fresh(tokens[0]), work.turned(state)
-    states = []
-    for *chunk, y_of_chunk in _cut(size, *tokens, y):
+    work, y, states = _Chunks(tokens, D, size), fresh(tokens[0]), []
+    state = work.turned(state)
+    for chunk, y_of_chunk in zip(work.chunks(), work.cut(y), strict=True):
         states.append(state)
         state = work.outputs(chunk, state, torch.empty_like(state) if keep else state, y_of_chunk)
     return (y, work.turned_back(state)), (*tokens, D, *states)
@@ -47,28 +50,110 @@ def _forward(*args, size, keep=True):
 def _backward(kept, gradients, *, size):
     tokens, D, states = kept[:5], kept[5], kept[6:]
     dy, dstate = gradients
-    work = _Chunks(tokens, D)
-    dstate = work.turned(dstate)
-    dtokens, dD = tuple(map(torch.empty_like, tokens)), None if D is None else torch.zeros_like(D)
-    chunks = list(_cut(size, *tokens, dy, *dtokens))
-    for (*chunk, dy_of_chunk, dx, dscale, dlog_decay, dB, dC), state in zip(chunks[::-1], states[::-1], strict=True):
-        work.gradient(chunk, state, dy_of_chunk, dstate, (dx, dscale, dlog_decay, dB, dC), dD)
+    work, dtokens, dD = _Chunks(tokens, D, size), tuple(map(fresh, tokens)), None if D is None else torch.zeros_like(D)
+    dstate, decays = work.turned(dstate), _DecayGradients(work)
+    chunks = zip(work.chunks(), states, work.cut(dy), work.gradients(*dtokens), decays.chunks(), strict=True)
+    for chunk, state, dy_of_chunk, given, given_of_decays in reversed(list(chunks)):
+        work.gradient(chunk, state, dy_of_chunk, dstate, given, given_of_decays, dD)
+    dtokens[2].copy_(decays.total())
     return *dtokens, work.turned_back(dstate), dD
 
 
-def _cut(size, *tensors):
-    return zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True)
+class _Chunk(NamedTuple):
+    x: torch.Tensor  # by token
+    B: torch.Tensor  # (m, q, n)
+    C: torch.Tensor
+    scale: torch.Tensor  # (b, g, q, e, 1)
+    scale_of_scores: torch.Tensor  # (m, e, 1, j)
+    coarse: tuple[torch.Tensor, torch.Tensor]  # running sums of `decays.cumulative`, (m, e, i, 1) and (m, e, 1, j)
+    fine: tuple[torch.Tensor, torch.Tensor]
+    since: torch.Tensor  # decay from the state before the chunk, (b, g, q, e, 1)
+    until: torch.Tensor  # decay to the end of the chunk
+    over: torch.Tensor  # decay from the one to the other, (m, 1, k)
+
+
+class _ChunkGradients(NamedTuple):
+    x: torch.Tensor
+    scale: torch.Tensor  # (b, g, q, e)
+    B: torch.Tensor  # (b, g, q, n)
+    C: torch.Tensor
 
 
 class _Chunks:
-    """The work on the chunks of one call, each (x, scale, log_decay, B, C) with (b, q) as leading axes."""
+    """The work on the chunks of one call."""
 
-    def __init__(self, tokens, D):
-        self.batch, _, nheads, self.headdim = tokens[0].shape
+    def __init__(self, tokens, D, size):
+        self.tokens, self.size, self.places = tokens, size, Places()
+        self.batch, self.length, nheads, self.headdim = tokens[0].shape
         self.groups, self.d_state = tokens[3].shape[2:]
         self.heads = nheads // self.groups
         self.D = None if D is None else D.view(self.groups, 1, self.heads, self.headdim)
-        self.places = Places()
+
+    def chunks(self):
+        x, scale, log_decay, B, C = self.tokens
+        log2 = (self.by_head(log_decay) * math.log2(math.e)).clamp_(min=FORGOTTEN)
+        coarse, fine = cumulative(self.in_chunks(log2))
+        since = threshold_((coarse + fine).exp2_(), NEGLIGIBLE, 0.0)
+        until = threshold_((coarse[..., -1:] - coarse + (fine[..., -1:] - fine)).exp2_(), NEGLIGIBLE, 0.0)
+        over = since[..., -1].movedim(2, 0).repeat_interleave(self.headdim, 2)[:, :, None]
+        scale_of_scores = self.by_head(scale)[:, :, None].contiguous().split(self.size, 3)
+        matrices = (self.by_group(v).flatten(0, 1).split(self.size, 1) for v in (B, C))
+        sums = (self._against_each_other(self.joined(v)) for v in (coarse, fine))
+        factors = (self.cut(self.by_token(self.joined(v))[..., None]) for v in (since, until))
+        return map(_Chunk, self.cut(x), *matrices, self.cut(scale[..., None]), scale_of_scores, *sums, *factors, over)
+
+    def gradients(self, x, scale, _, B, C):
+        """Places for the gradients of each chunk, those of the log decays left out."""
+        matrices = (self.by_group(v).split(self.size, 2) for v in (B, C))
+        return map(_ChunkGradients, self.cut(x), self.cut(scale), *matrices)
+
+    def outputs(self, chunk, state, behind, y):
+        """Fills y, and `behind` with the state behind the chunk; that may be the place of the state before it."""
+        x, B, C = chunk[:3]
+        scores = self._decay(chunk).mul_(torch.bmm(C, B.mT)[:, None]).mul_(chunk.scale_of_scores)
+        inside = self.places.matmul("inside", scores.flatten(0, 1), self._heads("x", x))
+        torch.mul(onednn.bmm(C, state).view(x.shape), chunk.since, out=y).add_(self._tokens(inside))
+        if self.D is not None:
+            y.addcmul_(x, self.D)
+        written = self.places.product("written", x, chunk.until * chunk.scale)
+        return onednn.add_bmm(torch.mul(state, chunk.over, out=behind), B.mT, _rows(written))
+
+    def gradient(self, chunk, state, dy, dstate, given, decays, dD):
+        """Fills what is given and adds to the gradient of D; `dstate` becomes that of the state before the chunk."""
+        x, B, C, scale = chunk[:4]
+        decay, pairs = self._decay(chunk), torch.bmm(C, B.mT)[:, None]
+
+        dy_by_head = self._heads("dy", dy)
+        crossing = self.places.matmul("crossing", dy_by_head, self._heads("x", x).mT).view_as(decay)
+        crossing.mul_(chunk.scale_of_scores).mul_(decay)
+        dpairs = crossing.sum(1)
+        torch.sum(crossing.mul_(pairs).cumsum_(-1).tril_(-1), -2, out=decays.crossing)
+        du_inside = self.places.matmul("du_inside", decay.mul_(pairs).flatten(0, 1).mT, dy_by_head)
+
+        read = self.places.product("read", dy, chunk.since)
+        written = self.places.product("written", x, chunk.until * scale)
+        self._fill(given.B, onednn.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C))
+        self._fill(given.C, onednn.bmm(_rows(read), state.mT).baddbmm_(dpairs, B))
+        torch.sum(onednn.bmm(C, state).view(x.shape).mul_(read), -1, out=decays.since)
+        du = onednn.bmm(B, dstate).view(x.shape)
+        torch.sum(self.places.product("product", du, written), -1, out=decays.until)
+        over = self.places.product("over", dstate, state).sum(1).mul_(chunk.over[:, 0])
+        torch.sum(over.unflatten(1, (self.heads, self.headdim)), -1, out=decays.over)
+
+        du.mul_(chunk.until).add_(self._tokens(du_inside))
+        torch.sum(self.places.product("product", du, x), -1, out=given.scale)
+        torch.mul(du, scale, out=given.x)
+        if self.D is not None:
+            given.x.addcmul_(dy, self.D)
+            dD += self.places.product("product", dy, x).sum((0, 2)).view_as(dD)
+        onednn.add_bmm(dstate.mul_(chunk.over), C.mT, _rows(read))
+
+    def _decay(self, chunk):
+        """From token j to token i of the chunk, 0 where i < j: (m, e, i, j)."""
+        (coarse, coarse_before), (fine, fine_before) = chunk.coarse, chunk.fine
+        decay = self.places.get("decay", torch.broadcast_shapes(coarse.shape, coarse_before.shape), coarse)
+        torch.sub(coarse, coarse_before, out=decay).add_(fine).sub_(fine_before)
+        return threshold_(decay.exp2_().tril_(), NEGLIGIBLE, 0.0)
 
     def turned(self, state):
         """(b, h, p, n) -> (m, n, k), a copy."""
@@ -78,92 +163,73 @@ class _Chunks:
     def turned_back(self, state):
         return state.mT.reshape(self.batch, self.groups * self.heads, self.headdim, self.d_state)
 
-    def outputs(self, chunk, state, after, y):
-        """Fills y, and `after` with the state behind the chunk; that may be the place of the state before it."""
-        (x, scale, log_decay), (B, C) = map(self._by_token, chunk[:3]), map(_matrices, chunk[3:])
-        y = self._by_token(y)
-        decay, since, until = self._decays(log_decay)
-        scores = decay.mul_(torch.bmm(C, B.mT)[:, None])
-        u = self.places.product("u", x.transpose(2, 3), scale.mT[..., None])
-        inside = self.places.matmul("inside", scores.flatten(0, 1), u.flatten(0, 2))
-        torch.mul(self.places.matmul("read", C, state).view_as(x), self._factor(since), out=y)
-        y.add_(inside.view_as(u).transpose(2, 3))
-        if self.D is not None:
-            y.addcmul_(x, self.D)
-        written = self.places.product("written", x, self._factor(until) * scale[..., None])
-        torch.mul(state, self._of_state(since), out=after).baddbmm_(B.mT, _rows(written))
-        return after
+    def by_group(self, matrices):
+        """(b, l, g, n) -> (b, g, l, n)."""
+        return matrices.transpose(1, 2)
 
-    def gradient(self, chunk, state, dy, dstate, gradients, dD):
-        """Fills the gradients of the chunk and adds to that of D; `dstate` becomes that of the state before it."""
-        (x, scale, log_decay), (B, C) = map(self._by_token, chunk[:3]), map(_matrices, chunk[3:])
-        dx, dscale, dlog_decay = map(self._by_token, gradients[:3])
-        dy = self._by_token(dy)
-        decay, since, until = self._decays(log_decay)
-        pairs = torch.bmm(C, B.mT)
+    def by_head(self, v):
+        """(b, l, h) -> (m, e, l)."""
+        return v.mT.reshape(self.batch * self.groups, self.heads, self.length)
 
-        u = self.places.product("u", x.transpose(2, 3), scale.mT[..., None])
-        dy_by_head = self.places.get("dy", u.shape, u).copy_(dy.transpose(2, 3)).flatten(0, 2)
-        crossing = self.places.matmul("crossing", dy_by_head, u.flatten(0, 2).mT).view_as(decay)
-        scores = self.places.product("scores", decay, pairs[:, None])
-        du_inside = self.places.matmul("du_inside", scores.flatten(0, 1).mT, dy_by_head).view_as(u).transpose(2, 3)
-        dpairs = crossing.mul_(decay).sum(1)
-        crossing.mul_(pairs[:, None])
+    def by_token(self, v):
+        """(m, e, l) -> (b, l, h)."""
+        return v.reshape(self.batch, self.groups * self.heads, self.length).mT
 
-        read = self.places.product("read", dy, self._factor(since))
-        written = self.places.product("written", x, self._factor(until) * scale[..., None])
-        dB = torch.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C)
-        dC = torch.bmm(_rows(read), state.mT).baddbmm_(dpairs, B)
-        dsince = self.places.matmul("dsince", C, state).view_as(x).mul_(read).sum(-1)
-        du = self.places.matmul("du", B, dstate).view_as(x)
-        duntil = self.places.product("duntil", du, written).sum(-1)
-        dlast = self.places.product("dlast", dstate, state).sum(1).view(*since.shape[:2], self.headdim).sum(-1)
-        dlast = (dlast * since[..., -1])[..., None]
-        dstate.mul_(self._of_state(since)).baddbmm_(C.mT, _rows(read))
+    def in_chunks(self, v):
+        """(m, e, l) -> (m, e, c, q), with zeros behind the last token."""
+        return pad(v, (0, -self.length % self.size)).unflatten(2, (-1, self.size))
 
-        du.mul_(self._factor(until)).add_(du_inside)
-        torch.sum(self.places.product("dscale", du, x), -1, out=dscale)
-        torch.mul(du, scale[..., None], out=dx)
-        if self.D is not None:
-            dx.addcmul_(dy, self.D)
-            dD += self.places.product("dD", dy, x).sum((0, 2)).view_as(dD)
-        dsince, duntil = (v.mT.reshape(since.shape) for v in (dsince, duntil))
-        dlog_decay.copy_(self._factor(self._of_decays(crossing, dsince, duntil) + dlast)[..., 0])
-        for given, gradient in zip(gradients[3:], (dB, dC), strict=True):
-            given.copy_(gradient.unflatten(0, (self.batch, self.groups)).transpose(1, 2))
+    def joined(self, v):
+        """(m, e, c, q) -> (m, e, l)."""
+        return v.flatten(2)[..., : self.length]
 
-    def _of_decays(self, crossing, dsince, duntil):
-        """Gradient of the log decays, as in `by_chunk`."""
-        after = after_each(crossing.shape[-1], "float32")
-        pairs = self.places.matmul("pairs", crossing.flatten(0, 2)[None], after[None]).view_as(crossing)
-        return pairs.tril_().sum(-2) + torch.matmul(dsince, 1.0 - after) + torch.matmul(duntil, after)
+    def cut(self, x):
+        """The chunks of (b, l, h, ...), as (b, g, q, e, ...)."""
+        return x.unflatten(2, (self.groups, self.heads)).transpose(1, 2).split(self.size, 2)
 
-    def _decays(self, log_decay):
-        """`decays.decays` of (b, g, q, e), as (m, e, i, j) and (m, e, q)."""
-        log2 = (log_decay.mT.flatten(0, 1) * math.log2(math.e)).clamp_(min=FORGOTTEN)
-        coarse, fine = cumulative(log2)
-        decay = self.places.get("decay", (*log2.shape, log2.shape[-1]), log2)
-        torch.sub(coarse[..., None], coarse[..., None, :], out=decay).add_(fine[..., None]).sub_(fine[..., None, :])
-        threshold_(decay.clamp_(max=0.0).exp2_().tril_(), NEGLIGIBLE, 0.0)
-        since = threshold_(decay[..., 0] * log2[..., :1].exp2_(), NEGLIGIBLE, 0.0)
-        return decay, since, decay[..., -1, :].clone()
+    def _against_each_other(self, v):
+        return zip(v[..., None].split(self.size, 2), v[:, :, None].split(self.size, 3), strict=True)
 
-    def _by_token(self, x):
-        """(b, q, h, ...) -> (b, g, q, e, ...)."""
-        return x.unflatten(2, (self.groups, self.heads)).transpose(1, 2)
+    def _heads(self, name, x):
+        """By token -> by head; a product takes the rows of one matrix after the other from where they lie."""
+        x = x.transpose(2, 3)
+        return (x if len(x) == self.groups == 1 else self.places.get(name, x.shape, x).copy_(x)).flatten(0, 2)
 
-    def _factor(self, v):
-        """(m, e, q) -> (b, g, q, e, 1)."""
-        return v.unflatten(0, (self.batch, self.groups)).mT[..., None]
+    def _tokens(self, x):
+        """By head -> by token."""
+        return x.unflatten(0, (self.batch, self.groups, self.heads)).transpose(2, 3)
 
-    def _of_state(self, since):
-        """The decay over the whole chunk, as a factor of the state: (m, 1, k)."""
-        return since[..., -1].repeat_interleave(self.headdim, dim=1)[:, None]
+    def _fill(self, given, gradient):
+        given.copy_(gradient.unflatten(0, (self.batch, self.groups)))
 
 
-def _matrices(x):
-    """(b, q, g, n) -> (m, q, n)."""
-    return x.transpose(1, 2).flatten(0, 1)
+class _DecayPlaces(NamedTuple):
+    crossing: torch.Tensor  # (m, e, q)
+    since: torch.Tensor  # (b, g, q, e)
+    until: torch.Tensor
+    over: torch.Tensor  # (m, e)
+
+
+class _DecayGradients:
+    """Gradient of the log decays, as in `by_chunk`, from what each chunk leaves in its places."""
+
+    def __init__(self, work):
+        self.work, log_decay = work, work.tokens[2]
+        self.crossing = fresh(work.by_head(log_decay))
+        self.since, self.until = fresh(log_decay), fresh(log_decay)
+        self.over = self.crossing.new_empty(-(-work.length // work.size), *self.crossing.shape[:2])
+
+    def chunks(self):
+        crossing = self.crossing.split(self.work.size, 2)
+        return map(_DecayPlaces, crossing, self.work.cut(self.since), self.work.cut(self.until), self.over)
+
+    def total(self):
+        """(b, l, h): what crosses token k (j < k <= i), what is read from k on, and what was written before it."""
+        by_head = self.crossing, self.work.by_head(self.since), self.work.by_head(self.until)
+        crossing, since, until = map(self.work.in_chunks, by_head)
+        total = since.flip(-1).cumsum(-1).flip(-1) + self.over.movedim(0, 2)[..., None]
+        total[..., 1:] += (crossing + until.cumsum(-1))[..., :-1]
+        return self.work.by_token(self.work.joined(total))
 
 
 def _rows(x):
