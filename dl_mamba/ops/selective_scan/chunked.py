@@ -27,7 +27,7 @@ from dl_mamba.ops.sequence import first, on_accelerator, padded, size_of
 
 BLOCK = {"torch": 64}.get(keras.backend.backend(), 32)  # tokens; torch's calls cost more
 SHORTEST = 8
-CACHED = 2**21  # numbers in the states of a block, over which torch on a CPU passes several times
+CACHED = 2**19  # numbers in the states of a block for each core, up to four, over which torch passes several times
 CPU_STATES = 2**15  # numbers in the states of the chunks that walk together
 ACCELERATOR_STATES = 2**22
 
@@ -162,11 +162,17 @@ def _sizes(u, d_state):
     chunks = min(fitting, max(1, math.isqrt(length)) if isinstance(length, int) else 16)  # beyond, their walk is longer
     block = BLOCK
     if on_cpu and keras.backend.backend() == "torch":
-        block = min(BLOCK, max(SHORTEST, CACHED // (numbers * chunks)))
+        block = min(BLOCK, max(SHORTEST, CACHED * min(4, _threads()) // (numbers * chunks)))
     if not isinstance(length, int):
         return block, chunks
     tokens = -(-length // chunks)
     return -(-tokens // -(-tokens // block)), chunks  # equal blocks need the least padding
+
+
+def _threads():
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _borders(blocks, A, h):
