@@ -53,6 +53,7 @@ class Mamba2Layer(Mixer):
         state: a `MixerState` to continue from, or None for an empty one.
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.
+        training: Keras sets it. Without it a long sequence on a CPU passes in pieces, which takes less memory and time.
 
     Returns:
         (batch, length, d_model) in the compute dtype, or that and the state.

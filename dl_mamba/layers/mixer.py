@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from dl_mamba.config import MixerConfig
-from dl_mamba.layers import initializers
+from dl_mamba.layers import initializers, pieces
 from dl_mamba.layers.adapted import Projection
 from dl_mamba.layers.quantized import QuantizedParts
 from dl_mamba.layers.variables import NamedVariables
@@ -56,12 +56,18 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         state: MixerState | None = None,
         return_state: bool = False,
         segment_ids: Any = None,
+        training: bool | None = None,
     ) -> Any:
         mask = getattr(x, "_keras_mask", None) if mask is None else mask
         self.check(x, mask, state, segment_ids)
-        state = MixerState(None, None) if state is None else MixerState(*state)
-        y, state = self.mix(ops.cast(x, self.compute_dtype), mask, state, segment_ids)
-        return (y, state) if return_state else y
+        x = ops.cast(x, self.compute_dtype)
+        count = pieces.count(x, 2 * self.config.d_inner, training) if mask is None and segment_ids is None else 1
+        if count > 1:
+            state = self.initial_state(x.shape[0]) if state is None else state
+            y, state = pieces.run(lambda x, state: self.mix(x, None, MixerState(*state), None), x, state, count)
+        else:
+            y, state = self.mix(x, mask, MixerState(*(state or (None, None))), segment_ids)
+        return (y, MixerState(*state)) if return_state else y
 
     def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
         """The mixer itself, on checked inputs in the compute dtype."""
@@ -91,7 +97,13 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         return MixerState(ops.zeros(shapes.conv, dtype=self.compute_dtype), ops.zeros(shapes.ssm, dtype="float32"))
 
     def compute_output_spec(
-        self, x: Any, mask: Any = None, state: Any = None, return_state: bool = False, segment_ids: Any = None
+        self,
+        x: Any,
+        mask: Any = None,
+        state: Any = None,
+        return_state: bool = False,
+        segment_ids: Any = None,
+        training: bool | None = None,
     ) -> Any:
         self.check(x, mask, state, segment_ids)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
