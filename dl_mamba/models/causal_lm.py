@@ -22,11 +22,8 @@ from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.scoring import Score, score
 from dl_mamba.ops.linear_cross_entropy import linear_cross_entropy
 from dl_mamba.ops.numerics import product
-from dl_mamba.ops.sequence import on_accelerator
 from dl_mamba.tokenizers.hugging_face import FILE, HuggingFaceTokenizer
 from dl_mamba.weights import Checkpoint
-
-PARTS = 8  # of the vocabulary, and as many rows at most
 
 
 class CausalLM(Pretrained, NextTokenTraining, OptimizerFirst, keras.Model):
@@ -281,21 +278,7 @@ class Mamba2CausalLM(CausalLM):
 
 
 def _products(hidden: Any, matrix: Any, wanted: int) -> Any:
-    """hidden (..., d) by matrix (n, d): (..., n), or less, but all that are wanted.
-
-    torch gives few rows to one core of a CPU, parts to all.
-    """
+    """hidden (..., d) by matrix (n, d): (..., n), or less, but all that are wanted."""
     if one_token.product_fits(hidden, matrix):
         return one_token.product(hidden, matrix, wanted)
-    (columns, width), shape = matrix.shape, tuple(hidden.shape)
-    few = keras.backend.backend() == "torch" and len(shape) == 2 and isinstance(shape[0], int) and shape[0] <= PARTS
-    if (
-        not few
-        or keras.backend.standardize_dtype(hidden.dtype) != "float32"
-        or columns % PARTS
-        or on_accelerator(hidden)
-    ):
-        return product(hidden, ops.transpose(matrix))
-    parts = ops.reshape(matrix, (PARTS, columns // PARTS, width))
-    rows = ops.broadcast_to(ops.transpose(hidden), (PARTS, width, shape[0]))
-    return ops.transpose(ops.reshape(ops.matmul(parts, rows), (columns, shape[0])))
+    return product(hidden, ops.transpose(matrix))

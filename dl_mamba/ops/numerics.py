@@ -88,9 +88,9 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     half precision, where the barrier would round it.
     """
     if runs_in_place(x) and x.dtype == w.dtype:
-        from dl_mamba.ops import onednn
+        from dl_mamba.ops import products
 
-        return onednn.product(x, w)
+        return products.product(x, w)
     if not _jax_on_a_cpu(x) or not x.dtype == w.dtype == "float32":
         return ops.matmul(x, w)
     import jax
@@ -108,9 +108,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a (..., i) times b (i, j), both of one dtype; for functions whose gradient is written by hand."""
     if not runs_in_place(a):
         return ops.matmul(a, b)
-    from dl_mamba.ops import onednn
+    from dl_mamba.ops import products
 
-    return onednn.matmul(a, b)
+    return products.matmul(a, b)
 
 
 def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:

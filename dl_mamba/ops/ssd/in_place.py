@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import pad, threshold_
 
-from dl_mamba.ops import onednn
+from dl_mamba.ops import products
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.places import Places, fresh
 from dl_mamba.ops.ssd.decays import FORGOTTEN, cumulative
@@ -112,11 +112,11 @@ class _Chunks:
         x, B, C = chunk[:3]
         scores = self._decay(chunk).mul_(torch.bmm(C, B.mT)[:, None]).mul_(chunk.scale_of_scores)
         inside = self.places.matmul("inside", scores.flatten(0, 1), self._heads("x", x))
-        torch.mul(onednn.bmm(C, state).view(x.shape), chunk.since, out=y).add_(self._tokens(inside))
+        torch.mul(products.bmm(C, state).view(x.shape), chunk.since, out=y).add_(self._tokens(inside))
         if self.D is not None:
             y.addcmul_(x, self.D)
         written = self.places.product("written", x, chunk.until * chunk.scale)
-        return onednn.add_bmm(torch.mul(state, chunk.over, out=behind), B.mT, _rows(written))
+        return products.add_bmm(torch.mul(state, chunk.over, out=behind), B.mT, _rows(written))
 
     def gradient(self, chunk, state, dy, dstate, given, decays, dD):
         """Fills what is given and adds to the gradient of D; `dstate` becomes that of the state before the chunk."""
@@ -132,10 +132,10 @@ class _Chunks:
 
         read = self.places.product("read", dy, chunk.since)
         written = self.places.product("written", x, chunk.until * scale)
-        self._fill(given.B, onednn.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C))
-        self._fill(given.C, onednn.bmm(_rows(read), state.mT).baddbmm_(dpairs, B))
-        torch.sum(onednn.bmm(C, state).view(x.shape).mul_(read), -1, out=decays.since)
-        du = onednn.bmm(B, dstate).view(x.shape)
+        self._fill(given.B, products.bmm(_rows(written), dstate.mT).baddbmm_(dpairs.mT, C))
+        self._fill(given.C, products.bmm(_rows(read), state.mT).baddbmm_(dpairs, B))
+        torch.sum(products.bmm(C, state).view(x.shape).mul_(read), -1, out=decays.since)
+        du = products.bmm(B, dstate).view(x.shape)
         torch.sum(self.places.product("product", du, written), -1, out=decays.until)
         over = self.places.product("over", dstate, state).sum(1).mul_(chunk.over[:, 0])
         torch.sum(over.unflatten(1, (self.heads, self.headdim)), -1, out=decays.over)
@@ -146,7 +146,7 @@ class _Chunks:
         if self.D is not None:
             given.x.addcmul_(dy, self.D)
             dD += self.places.product("product", dy, x).sum((0, 2)).view_as(dD)
-        onednn.add_bmm(dstate.mul_(chunk.over), C.mT, _rows(read))
+        products.add_bmm(dstate.mul_(chunk.over), C.mT, _rows(read))
 
     def _decay(self, chunk):
         """From token j to token i of the chunk, 0 where i < j: (m, e, i, j)."""
