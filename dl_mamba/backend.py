@@ -51,11 +51,11 @@ def choose_backend() -> tuple[str, str]:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees: long sequences on a CPU take less time, at best half.
+    """Let this process keep what it frees: gradients of long sequences on a CPU take less time.
 
     The C library of Linux, glibc, gives large arrays back to the system, which hands out new pages and clears them at
     the next call. JAX, and torch less so, take and free hundreds of MiB at each call of a long sequence, and on some
-    machines half of its time goes there; `docs/performance.md` has figures. Call this once, early. The process then
+    machines a good part of its time goes there; `docs/performance.md` has figures. Call this once, early. The process then
     stays as large as it has been, and a little larger than it would be at its largest.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html.
