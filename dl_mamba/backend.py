@@ -55,8 +55,8 @@ def keep_freed_memory() -> bool:
 
     The C library of Linux, glibc, gives large arrays back to the system, which hands out new pages and clears them at
     the next call. JAX, and torch less so, take and free hundreds of MiB at each call of a long sequence, and on some
-    machines a good part of its time goes there; `docs/performance.md` has figures. Call this once, early. The process then
-    stays as large as it has been, and a little larger than it would be at its largest.
+    machines a good part of its time goes there; `docs/performance.md` has figures. Call this once, early. The process
+    then stays as large as it has been, and a little larger than it would be at its largest.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html.
 
