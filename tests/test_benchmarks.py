@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import report
+from benchmarks import measure, report
 from benchmarks.__main__ import main
 from benchmarks.case import Case
 from benchmarks.contenders import ours
@@ -34,6 +34,21 @@ def test_a_contender_that_fails_is_a_row_and_the_others_are_timed():
     assert missing.note == "not installed: benchmarks.contenders.nowhere"
     shown = report.table(Comparison("small", (SMALL, absent), ("nowhere",)), [measured, missing])
     assert shown.row_count == 2
+
+
+@pytest.mark.parametrize(("first", "asked"), [(measure.SHORT - 1.0, 2), (measure.SHORT + 1.0, 1)])
+def test_what_is_short_runs_once_before_it_is_timed(first, asked):
+    class Counting:
+        runs = 0
+
+        def ask(self, command):
+            self.runs += command == "run"
+            return {"seconds": float(self.runs)}
+
+    row, process = measure.Row(SMALL, first=first), Counting()
+    measure._time(row, process)
+    assert row.seconds == [asked]
+    assert process.runs == asked
 
 
 def test_a_contender_with_other_results_is_not_timed():

@@ -61,6 +61,21 @@ def test_outputs_and_state_are_those_of_the_whole(family, length, wanted, with_s
         assert_close(numpy(came), numpy(part), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_state_of_another_dtype_goes_on_as_in_the_whole(family, dtype, counts):
+    layer = small_mixer(family)
+    x, state = drawn(layer, 8)
+    call = lambda x, state, training=None: layer(  # noqa: E731
+        x, state=[ops.cast(part, dtype) for part in state], return_state=True, training=training
+    )
+    y, after = predicted(call, x, state)
+    whole, last = predicted(lambda x, state: call(x, state, training=True), x, state)
+    assert counts == [4, 1]
+    for came, wanted in zip((y, *after), (whole, *last), strict=True):
+        assert came.dtype == wanted.dtype
+        assert_close(numpy(came), numpy(wanted), 1e-5)
+
+
 def test_half_precision_passes_in_pieces_too(family, counts):
     layer = small_mixer(family, dtype="mixed_bfloat16")
     x, _ = drawn(layer, 8)

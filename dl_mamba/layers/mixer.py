@@ -63,7 +63,8 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         x = ops.cast(x, self.compute_dtype)
         count = pieces.count(x, 2 * self.config.d_inner, training) if mask is None and segment_ids is None else 1
         if count > 1:
-            state = self.initial_state(x.shape[0]) if state is None else state
+            conv, ssm = self.initial_state(x.shape[0]) if state is None else state
+            state = ops.cast(conv, self.compute_dtype), ops.cast(ssm, "float32")  # as they come out of a piece
             y, state = pieces.run(lambda x, state: self.mix(x, None, MixerState(*state), None), x, state, count)
         else:
             y, state = self.mix(x, mask, MixerState(*(state or (None, None))), segment_ids)
