@@ -458,3 +458,44 @@ def test_a_product_for_each_part_of_a_projection_equals_one_for_all(family, poli
     assert gradients.keys() == wanted_gradients.keys()
     for name, gradient in gradients.items():
         assert_close(gradient, wanted_gradients[name], backward)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_norm_that_the_gradient_computes_again_is_the_one_it_would_keep(family, policy, lora, monkeypatch):
+    norm, projection = dl_mamba.RMSNorm(dtype=policy, name="norm"), adapted.Projection(4, use_bias=False, dtype=policy)
+    layer = keras.Sequential([norm, projection], name="both")
+    layer.build((2, 5, D))
+    if lora:
+        projection.enable_lora(2)
+    perturb(layer)
+    x, gate = (ops.cast(inputs(2, 5, D, seed=seed), norm.compute_dtype) for seed in (0, 1))
+    results = []
+    for gated in ((), (gate,)):
+        for whether in (True, False):
+            monkeypatch.setattr("dl_mamba.layers.norm.on_accelerator", lambda _, whether=whether: whether)
+            y = lambda gated=gated: norm.projected(projection, x, *gated)  # noqa: E731
+            assert keras.backend.standardize_dtype(y().dtype) == norm.compute_dtype
+            results.append((numpy(y()), weight_gradients(layer, lambda y=y: projected(y()))))
+    forward, backward = (FORWARD, GRADIENT) if policy == "float32" else (0.03, 0.1)
+    for (wanted, wanted_gradients), (came, gradients) in zip(results[::2], results[1::2], strict=True):
+        assert_close(came, wanted, forward)
+        for name, gradient in gradients.items():
+            assert_close(gradient, wanted_gradients[name], backward)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a graph of TensorFlow tells what it consists of")
+def test_the_gradient_of_the_parts_of_a_projection_is_no_sum(family):
+    import tensorflow as tf
+
+    layer = small_mixer(family).in_proj
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, D))])
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = sum(k * tf.reduce_sum(part) for k, part in enumerate(layer.parts(x, 3, 0, layer.units - 3), 1))
+        return tape.gradient(loss, x)
+
+    kinds = {operation.type for operation in gradient.get_concrete_function().graph.get_operations()}
+    assert not {"AddN", "StridedSliceGrad"} & kinds

@@ -33,13 +33,14 @@ def padded(tensor: Tensor, count: Any) -> Tensor:
 
 
 def split_channels(x: Tensor, *sizes: int) -> list[Tensor]:
-    """Slices of the last axis of these sizes."""
-    ends = list(accumulate(sizes))
-    if keras.backend.backend() == "jax":
-        return ops.split(x, ends[:-1], axis=-1)  # its gradient is one concatenation
+    """Slices of the last axis of these sizes, whose gradient is one concatenation."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.split(x, sizes, axis=-1)  # Keras would need to know every axis
     if keras.backend.backend() == "torch":
         return list(x.split(sizes, dim=-1))  # Keras reads the sizes out of a tensor, which ends a trace
-    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]  # exports with unknown lengths
+    return ops.split(x, list(accumulate(sizes))[:-1], axis=-1)
 
 
 def left_alignment(mask: Tensor) -> tuple[Tensor, Tensor]:
