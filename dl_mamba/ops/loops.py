@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.ops.gradients import Tensors, vjp, with_gradient
+from dl_mamba.ops.gradients import Tensors, after, vjp, with_gradient
 
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
@@ -137,7 +137,7 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
     step = _traced_step(step, carry, xs)
     ys = step.structured_outputs[1]
-    arrays = tuple(tf.TensorArray(y.dtype, size=size, element_shape=y.shape) for y in ys)
+    arrays = tuple(_place(y, size, xs[-1]) for y in ys)
 
     def body(i, carry, arrays):
         at = size - 1 - i if reverse else i
@@ -146,6 +146,16 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
 
     _, carry, arrays = tf.while_loop(lambda i, *_: i < size, body, (0, carry, arrays), maximum_iterations=size)
     return carry, tuple(array.stack() for array in arrays)
+
+
+def _place(y: Any, size: Any, x: Any) -> Any:
+    """A TensorArray for outputs like y, whose memory XLA takes and clears when x is there, not before all else."""
+    import tensorflow as tf
+
+    array = tf.TensorArray(y.dtype, size=size, element_shape=y.shape)
+    if not (isinstance(size, int) and y.shape.is_fully_defined() and x.dtype.is_floating):
+        return array
+    return array.unstack(tf.fill((size, *y.shape), after(x, tf.zeros((), y.dtype))))
 
 
 def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
