@@ -391,8 +391,9 @@ def test_gradient_checkpointing_saves_memory(family):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
-def test_a_layer_keeps_its_convolution_once(family):
+def test_a_layer_keeps_its_convolution_once_and_not_what_out_proj_reads(family):
     sizes = {"d_model": 256, "d_state": 16} | ({"chunk_size": 64} if family == "mamba2" else {})
     added = temporaries(family, 4, **sizes) - temporaries(family, 2, **sizes)
     numbers = added / (2 * 4 * 512 * 256)  # of a layer, for a token and channel of the model
-    assert numbers < {"mamba": 20.4, "mamba2": 17.0}[family]  # 21.4 and 18.7 with its inputs and logistic function
+    # 21.4 and 18.7 with inputs and logistic function of the convolution; 15.5 (mamba2) with what out_proj reads
+    assert numbers < {"mamba": 20.4, "mamba2": 14.4}[family]

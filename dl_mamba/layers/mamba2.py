@@ -126,8 +126,9 @@ class Mamba2Layer(Mixer):
     def finish(self, y: Any, z: Any, mlp_gate: Any, mlp: Any) -> Any:
         batch, length, _ = ops.shape(z)
         y = ops.reshape(y, (batch, length, self.config.ssm_width))
-        if self.norm is not None:
-            y = self.norm(y, gate=z)
+        if self.norm is not None and not self.config.mlp_width:
+            return self.norm.projected(self.out_proj, y, gate=z)
+        y = y if self.norm is None else self.norm(y, gate=z)
         if self.config.mlp_width:
             y = ops.concatenate([ops.silu(mlp_gate) * mlp, y], axis=-1)
         return self.out_proj(y)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import keras
+from keras import ops
 
+from dl_mamba.layers.adapted import Projection
 from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import gated_rms_norm
+from dl_mamba.ops.gradients import recomputed
+from dl_mamba.ops.numerics import product
+from dl_mamba.ops.sequence import on_accelerator
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -53,15 +60,23 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones", autocast=False)
 
     def call(self, x: Any, gate: Any = None) -> Any:
-        return gated_rms_norm(
-            x,
-            self.scale,
-            gate,
-            epsilon=self.epsilon,
-            ngroups=self.ngroups,
-            norm_before_gate=self.norm_before_gate,
-            dtype=self.compute_dtype,
-        )
+        return gated_rms_norm(x, self.scale, gate, **self._options())
+
+    def projected(self, projection: Projection, x: Any, gate: Any = None) -> Any:
+        """`projection(self(x, gate))`. Of that, under XLA on a CPU, the gradient computes the norm again.
+
+        It would be kept only for the gradient of the projection's kernel, and the norm's own gradient computes most of
+        it anyway.
+        """
+        compiles = keras.backend.backend() != "torch" and not on_accelerator(x)
+        if not compiles or projection.quantization_mode is not None or projection.bias is not None:
+            return projection(self(x, gate=gate))
+        weights = ops.convert_to_tensor(self.scale), ops.cast(projection.kernel, self.compute_dtype)
+        return _product_of_norm(**self._options())(x, gate, *weights)
+
+    def _options(self) -> dict[str, Any]:
+        own = {"epsilon": self.epsilon, "ngroups": self.ngroups, "norm_before_gate": self.norm_before_gate}
+        return {**own, "dtype": self.compute_dtype}
 
     def compute_output_spec(self, x: Any, gate: Any = None) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
@@ -69,3 +84,9 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         own = {"epsilon": self.epsilon, "ngroups": self.ngroups, "norm_before_gate": self.norm_before_gate}
         return {**super().get_config(), **own}
+
+
+@cache
+def _product_of_norm(**options: Any) -> Callable[..., Any]:
+    """One function for all layers of the same options: TensorFlow traces it once."""
+    return recomputed(lambda x, gate, scale, kernel: product(gated_rms_norm(x, scale, gate, **options), kernel))
