@@ -49,12 +49,12 @@ def run(mix: Callable[[Any, tuple], tuple[Any, tuple]], x: Any, state: tuple, co
 
 
 def _keeps_nothing(x: Any) -> bool:
-    """Whether this is a program of JAX for a CPU, or torch on a CPU without a gradient."""
+    """Whether this is a program of JAX for a CPU, or torch on a CPU, and no gradient is being taken."""
     backend = keras.backend.backend()
     if backend == "jax":
-        import jax
+        from jax.interpreters.partial_eval import DynamicJaxprTracer
 
-        return isinstance(x, jax.core.Tracer) and not on_accelerator(x)
+        return isinstance(x, DynamicJaxprTracer) and not on_accelerator(x)  # gradients have others
     if backend == "torch":
         import torch
 
