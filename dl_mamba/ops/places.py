@@ -34,8 +34,8 @@ class Places:
         return self._rows[name]
 
     def product(self, name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """a b."""
-        return torch.mul(a, b, out=self.get(name, torch.broadcast_shapes(a.shape, b.shape), a))
+        """a b, in the shape of a."""
+        return torch.mul(a, b, out=self.get(name, a.shape, a))
 
     def matmul(self, name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """a (m, i, j) times b (m, j, k)."""

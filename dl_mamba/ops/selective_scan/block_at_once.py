@@ -54,24 +54,30 @@ class Blocks:
     def _decay(self, block, A):
         """The decay of each token, in a place that `_states` and `_adjoint` read."""
         _, dt, _, _, starts = block
-        decay = self.places.product("decay", dt[..., None, :], A * math.log2(math.e)).exp2_()
+        decay = self.places.product("decay", _for_states(dt, A.shape[1]), A * math.log2(math.e)).exp2_()
         return decay if starts is None else decay.mul_(1.0 - starts[..., None, None, None])
 
     def _states(self, h, block):
         u, _, B, _, _ = block
-        states = self.places.product("states", u[..., None, :], B[..., None])
+        states = self.places.product("states", _for_states(u, B.shape[-1]), B[..., None])
         for d, state in zip(self.places.rows("decay"), self.places.rows("states"), strict=True):
             h = state.addcmul_(d, h)
         return states
 
     def _adjoint(self, dh, block, dy):
         """Gradients of the states behind each token."""
-        dstates = self.places.product("adjoint", block[3][..., None], dy[..., None, :])
+        C = block[3]
+        dstates = self.places.product("adjoint", _for_states(dy, C.shape[-1]), C[..., None])
         *others, last = self.places.rows("adjoint")
         dh = last.add_(dh)
         for dstate, d in zip(reversed(others), reversed(self.places.rows("decay")), strict=False):
             dh = dstate.addcmul_(d, dh)
         return dstates
+
+
+def _for_states(x, count):
+    """(..., e) as (..., n, e), the same for each state."""
+    return x[..., None, :].expand(*x.shape[:-1], count, x.shape[-1])
 
 
 def _over_states(weights, states):

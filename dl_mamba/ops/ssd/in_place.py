@@ -151,7 +151,7 @@ class _Chunks:
     def _decay(self, chunk):
         """From token j to token i of the chunk, 0 where i < j: (m, e, i, j)."""
         (coarse, coarse_before), (fine, fine_before) = chunk.coarse, chunk.fine
-        decay = self.places.get("decay", torch.broadcast_shapes(coarse.shape, coarse_before.shape), coarse)
+        decay = self.places.get("decay", (*coarse.shape[:-1], coarse_before.shape[-1]), coarse)
         torch.sub(coarse, coarse_before, out=decay).add_(fine).sub_(fine_before)
         return threshold_(decay.exp2_().tril_(), NEGLIGIBLE, 0.0)
 
