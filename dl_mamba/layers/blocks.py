@@ -59,7 +59,8 @@ class ResidualBlock(QuantizedParts, keras.layers.Layer):
         if one_token.fits(self, x, mask, state, segment_ids):
             x, state = one_token.step(self, x, state)
         else:
-            y, state = self.mixer(self.norm(x), mask=mask, state=state, return_state=True, segment_ids=segment_ids)
+            options = {"mask": mask, "state": state, "segment_ids": segment_ids, "norm": self.norm}
+            y, state = self.mixer(x, return_state=True, **options)
             x = ops.add(x, y)  # in the wider dtype of the two, that of the residual stream
         return (x, state) if return_state else x
 

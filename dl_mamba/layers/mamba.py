@@ -11,6 +11,7 @@ from dl_mamba.config import MambaMixerConfig, with_options_of
 from dl_mamba.layers import initializers
 from dl_mamba.layers.conv import CausalConv1D
 from dl_mamba.layers.mixer import Mixer, MixerState
+from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.ops import gated_rms_norm, selective_scan
 from dl_mamba.ops.sequence import split_channels
 
@@ -49,6 +50,7 @@ class MambaLayer(Mixer):
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.
         training: Keras sets it. Without it a long sequence on a CPU passes in pieces, which takes less memory and time.
+        norm: an `RMSNorm` that x passes first. Under XLA on a CPU the gradient does not keep what comes out of it.
 
     Returns:
         (batch, length, d_model) in the compute dtype, or that and the state.
@@ -92,9 +94,11 @@ class MambaLayer(Mixer):
         self.D = self._float32_weight("D", (c.d_inner,), "ones")
         self.dt_bias = self._float32_weight("dt_bias", (c.d_inner,), dt_bias)
 
-    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
+    def project(
+        self, x: Any, mask: Any, conv: Any, segment_ids: Any, norm: RMSNorm | None = None
+    ) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
-        x, z = self.in_proj.parts(x, c.d_inner, c.d_inner)
+        x, z = self._parts(x, norm, c.d_inner, c.d_inner)
         x, conv = self.conv1d(x, mask=mask, state=conv, segment_ids=segment_ids)
         dt, B, C = split_channels(self.x_proj(x), c.dt_width, c.d_state, c.d_state)
         if c.bcdt_norm_epsilon is not None:

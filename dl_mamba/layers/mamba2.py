@@ -54,6 +54,7 @@ class Mamba2Layer(Mixer):
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.
         training: Keras sets it. Without it a long sequence on a CPU passes in pieces, which takes less memory and time.
+        norm: an `RMSNorm` that x passes first. Under XLA on a CPU the gradient does not keep what comes out of it.
 
     Returns:
         (batch, length, d_model) in the compute dtype, or that and the state.
@@ -95,10 +96,12 @@ class Mamba2Layer(Mixer):
         self.D = self._float32_weight("D", skip_shape, "ones")
         self.dt_bias = self._float32_weight("dt_bias", (c.nheads,), dt_bias)
 
-    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
+    def project(
+        self, x: Any, mask: Any, conv: Any, segment_ids: Any, norm: RMSNorm | None = None
+    ) -> tuple[dict[str, Any], tuple, Any]:
         c = self.config
         sizes = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
-        mlp_gate, mlp, z, xBC, dt = self.in_proj.parts(x, *sizes)
+        mlp_gate, mlp, z, xBC, dt = self._parts(x, norm, *sizes)
         xBC, conv = self.conv1d(xBC, mask=mask, state=conv, segment_ids=segment_ids)
         return self.recurrence_inputs(z, xBC, dt), (z, mlp_gate, mlp), conv
 

@@ -10,6 +10,7 @@ from keras import ops
 from dl_mamba.config import MixerConfig
 from dl_mamba.layers import initializers, pieces
 from dl_mamba.layers.adapted import Projection
+from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.layers.quantized import QuantizedParts
 from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import checks
@@ -57,26 +58,31 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         return_state: bool = False,
         segment_ids: Any = None,
         training: bool | None = None,
+        norm: RMSNorm | None = None,
     ) -> Any:
         mask = getattr(x, "_keras_mask", None) if mask is None else mask
         self.check(x, mask, state, segment_ids)
-        x = ops.cast(x, self.compute_dtype)
+        x = ops.cast(x, self.compute_dtype) if norm is None else x
         count = pieces.count(x, 2 * self.config.d_inner, training) if mask is None and segment_ids is None else 1
         if count > 1:
             conv, ssm = self.initial_state(x.shape[0]) if state is None else state
             state = ops.cast(conv, self.compute_dtype), ops.cast(ssm, "float32")  # as they come out of a piece
-            y, state = pieces.run(lambda x, state: self.mix(x, None, MixerState(*state), None), x, state, count)
+            y, state = pieces.run(lambda x, state: self.mix(x, None, MixerState(*state), None, norm), x, state, count)
         else:
-            y, state = self.mix(x, mask, MixerState(*(state or (None, None))), segment_ids)
+            y, state = self.mix(x, mask, MixerState(*(state or (None, None))), segment_ids, norm)
         return (y, MixerState(*state)) if return_state else y
 
-    def mix(self, x: Any, mask: Any, state: MixerState, segment_ids: Any) -> tuple[Any, MixerState]:
-        """The mixer itself, on checked inputs in the compute dtype."""
-        inputs, beside, conv = self.project(x, mask, state.conv, segment_ids)
+    def mix(
+        self, x: Any, mask: Any, state: MixerState, segment_ids: Any, norm: RMSNorm | None
+    ) -> tuple[Any, MixerState]:
+        """The mixer itself, on checked inputs in the compute dtype, or in that of the norm in front of it."""
+        inputs, beside, conv = self.project(x, mask, state.conv, segment_ids, norm)
         y, ssm = self.recur(**inputs, initial_state=state.ssm, segment_ids=segment_ids, mask=mask)
         return self.finish(y, *beside), MixerState(conv, ssm)
 
-    def project(self, x: Any, mask: Any, conv: Any, segment_ids: Any) -> tuple[dict[str, Any], tuple, Any]:
+    def project(
+        self, x: Any, mask: Any, conv: Any, segment_ids: Any, norm: RMSNorm | None = None
+    ) -> tuple[dict[str, Any], tuple, Any]:
         """What stands before the recurrence: its inputs by name, what goes past it to `finish`, the conv state."""
         raise NotImplementedError
 
@@ -105,6 +111,7 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         return_state: bool = False,
         segment_ids: Any = None,
         training: bool | None = None,
+        norm: RMSNorm | None = None,
     ) -> Any:
         self.check(x, mask, state, segment_ids)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
@@ -132,6 +139,10 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         checks.expect_shape("segment_ids", segment_ids, batch=batch, length=length)
         if state is not None:
             check_state("state", state, self.state_shapes(batch))
+
+    def _parts(self, x: Any, norm: RMSNorm | None, *sizes: int) -> list[Any]:
+        """in_proj(x), or in_proj(norm(x)), in parts of these sizes."""
+        return self.in_proj.parts(x, *sizes) if norm is None else norm.parts(self.in_proj, x, *sizes)
 
     def _dense(self, name: str, units: int, use_bias: bool, initializer: Any = None) -> keras.layers.Dense:
         return Projection(

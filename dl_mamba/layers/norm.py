@@ -14,7 +14,7 @@ from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import gated_rms_norm
 from dl_mamba.ops.gradients import recomputed
 from dl_mamba.ops.numerics import product
-from dl_mamba.ops.sequence import on_accelerator
+from dl_mamba.ops.sequence import on_accelerator, split_channels
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -68,11 +68,16 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         It would be kept only for the gradient of the projection's kernel, and the norm's own gradient computes most of
         it anyway.
         """
-        compiles = keras.backend.backend() != "torch" and not on_accelerator(x)
-        if not compiles or projection.quantization_mode is not None or projection.bias is not None:
+        if not _computes_again(projection, x):
             return projection(self(x, gate=gate))
         weights = ops.convert_to_tensor(self.scale), ops.cast(projection.kernel, self.compute_dtype)
         return _product_of_norm(**self._options())(x, gate, *weights)
+
+    def parts(self, projection: Projection, x: Any, *sizes: int) -> list[Any]:
+        """The same without gate, in parts of these sizes."""
+        if not _computes_again(projection, x):
+            return projection.parts(self(x), *sizes)
+        return split_channels(self.projected(projection, x), *sizes)
 
     def _options(self) -> dict[str, Any]:
         own = {"epsilon": self.epsilon, "ngroups": self.ngroups, "norm_before_gate": self.norm_before_gate}
@@ -84,6 +89,11 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         own = {"epsilon": self.epsilon, "ngroups": self.ngroups, "norm_before_gate": self.norm_before_gate}
         return {**super().get_config(), **own}
+
+
+def _computes_again(projection: Projection, x: Any) -> bool:
+    compiles = keras.backend.backend() != "torch" and not on_accelerator(x)
+    return compiles and projection.quantization_mode is None and projection.bias is None
 
 
 @cache

@@ -137,7 +137,7 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
     step = _traced_step(step, carry, xs)
     ys = step.structured_outputs[1]
-    arrays = tuple(_place(y, size, xs[-1]) for y in ys)
+    arrays = _places(ys, size, xs[-1])  # of a gradient this should be the output's
 
     def body(i, carry, arrays):
         at = size - 1 - i if reverse else i
@@ -148,14 +148,15 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
     return carry, tuple(array.stack() for array in arrays)
 
 
-def _place(y: Any, size: Any, x: Any) -> Any:
-    """A TensorArray for outputs like y, whose memory XLA takes and clears when x is there, not before all else."""
+def _places(ys: Tensors, size: Any, x: Any) -> Tensors:
+    """TensorArrays for outputs like ys. XLA takes and clears memory for them when x is there, not at once."""
     import tensorflow as tf
 
-    array = tf.TensorArray(y.dtype, size=size, element_shape=y.shape)
-    if not (isinstance(size, int) and y.shape.is_fully_defined() and x.dtype.is_floating):
-        return array
-    return array.unstack(tf.fill((size, *y.shape), after(x, tf.zeros((), y.dtype))))
+    arrays = tuple(tf.TensorArray(y.dtype, size=size, element_shape=y.shape) for y in ys)
+    if not (isinstance(size, int) and x.dtype.is_floating and all(y.shape.is_fully_defined() for y in ys)):
+        return arrays
+    zeros = (tf.fill((size, *y.shape), after(x, tf.zeros((), y.dtype))) for y in ys)
+    return tuple(array.unstack(start) for array, start in zip(arrays, zeros, strict=True))
 
 
 def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:

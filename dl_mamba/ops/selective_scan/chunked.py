@@ -104,13 +104,13 @@ def _backward(residuals, gradients):
     work = _work_on_blocks()
 
     def step(carry, item):
-        *block, dy, before = item
+        *block, before, dy = item
         dh, dA = carry
         dh, more, gradients = work.gradient(block, dy, before, dh, A)
         return (dh, dA + more), gradients
 
     dA = ops.zeros_like(kept[0])
-    (first, dA), gradients = over_blocks(step, (ends, dA), blocks, (fold(dy), kept), reverse=True)
+    (first, dA), gradients = over_blocks(step, (ends, dA), blocks, (kept, fold(dy)), reverse=True)
     dA = ops.sum(dA, axis=(0, 1))
     dh = first[:, 0] if dh is None else dh
     du, ddt, dB, dC = map(unfold, gradients)
