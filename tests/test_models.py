@@ -387,7 +387,8 @@ def temporaries(family, num_layers, **options):
 def test_gradient_checkpointing_saves_memory(family):
     memory = lambda layers, again: temporaries(family, layers, d_model=64, gradient_checkpointing=again)  # noqa: E731
     added = lambda checkpointing: memory(8, checkpointing) - memory(4, checkpointing)  # noqa: E731
-    assert added(True) < 0.6 * added(False)  # by a layer; the gradient of one layer takes the same
+    # by a layer; the gradient of one layer takes the same
+    assert added(True) < {"mamba": 0.64, "mamba2": 0.5}[family] * added(False)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
