@@ -138,8 +138,14 @@ def _products_tensorflow(model, loss):
         return tape.gradient(value, [v.value for v in model.trainable_variables])
 
     graph = gradients.get_concrete_function().graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return sum("MatMul" in node.op or node.op == "Einsum" for node in nodes)
+    functions = {function.signature.name: function.node_def for function in graph.library.function}
+
+    def products(nodes):
+        """Those of a function count at each of its calls: one function may be that of all layers."""
+        called = [functions[v.func.name] for node in nodes for v in node.attr.values() if v.func.name in functions]
+        return sum("MatMul" in node.op or node.op == "Einsum" for node in nodes) + sum(map(products, called))
+
+    return products(graph.node)
 
 
 def test_the_option_is_part_of_the_config(family):
