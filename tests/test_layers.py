@@ -499,3 +499,13 @@ def test_the_gradient_of_the_parts_of_a_projection_is_no_sum(family):
 
     kinds = {operation.type for operation in gradient.get_concrete_function().graph.get_operations()}
     assert not {"AddN", "StridedSliceGrad"} & kinds
+
+
+def test_a_norm_along_with_the_input_is_the_one_in_front(family):
+    layer, norm = small_mixer(family), dl_mamba.RMSNorm()
+    x = inputs(2, 5, D)
+    assert_close(numpy(layer(x, norm=norm)), numpy(layer(norm(x))), FORWARD)
+    with pytest.raises(ValueError, match="norm is a LayerNormalization; a dl_mamba.RMSNorm is needed"):
+        layer(x, norm=keras.layers.LayerNormalization())
+    with pytest.raises(ValueError, match="Call layer\\(norm\\(x\\)\\)"):
+        layer(keras.Input((5, D)), norm=norm)

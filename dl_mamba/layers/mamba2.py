@@ -54,7 +54,8 @@ class Mamba2Layer(Mixer):
         return_state: also return the `MixerState` after the last real token of each row.
         segment_ids: (batch, length) int; documents packed into one row do not see each other.
         training: Keras sets it. Without it a long sequence on a CPU passes in pieces, which takes less memory and time.
-        norm: an `RMSNorm` that x passes first. Under XLA on a CPU the gradient does not keep what comes out of it.
+        norm: the `RMSNorm` of a block around the layer, which x passes first and whose weights stay the block's. Under
+            XLA on a CPU the gradient does not keep what comes out of it.
 
     Returns:
         (batch, length, d_model) in the compute dtype, or that and the state.

@@ -113,6 +113,10 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
         training: bool | None = None,
         norm: RMSNorm | None = None,
     ) -> Any:
+        if norm is not None:
+            raise ValueError(
+                "norm is for a block that owns it; a model of Keras would not find its weights. Call layer(norm(x))."
+            )
         self.check(x, mask, state, segment_ids)
         y = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         shapes = self.state_shapes(x.shape[0])
@@ -142,7 +146,11 @@ class Mixer(NamedVariables, QuantizedParts, keras.layers.Layer):
 
     def _parts(self, x: Any, norm: RMSNorm | None, *sizes: int) -> list[Any]:
         """in_proj(x), or in_proj(norm(x)), in parts of these sizes."""
-        return self.in_proj.parts(x, *sizes) if norm is None else norm.parts(self.in_proj, x, *sizes)
+        if norm is None:
+            return self.in_proj.parts(x, *sizes)
+        if not isinstance(norm, RMSNorm):
+            raise ValueError(f"norm is a {type(norm).__name__}; a dl_mamba.RMSNorm is needed, or layer(norm(x)).")
+        return norm.parts(self.in_proj, x, *sizes)
 
     def _dense(self, name: str, units: int, use_bias: bool, initializer: Any = None) -> keras.layers.Dense:
         return Projection(

@@ -70,6 +70,8 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         """
         if not _computes_again(projection, x):
             return projection(self(x, gate=gate))
+        if not self.built:
+            self.build(x.shape)
         weights = ops.convert_to_tensor(self.scale), ops.cast(projection.kernel, self.compute_dtype)
         return _product_of_norm(**self._options())(x, gate, *weights)
 
