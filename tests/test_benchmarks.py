@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks import measure, report
 from benchmarks.__main__ import main
 from benchmarks.case import Case
-from benchmarks.contenders import ours
+from benchmarks.contenders import keras_work, ours
 from benchmarks.measure import compare
 from benchmarks.suites import SUITES, Comparison
 
@@ -87,6 +87,19 @@ def test_a_sequence_in_pieces_ends_as_the_whole(monkeypatch):
     pieces, whole = (ours.prepare(dataclasses.replace(SMALL, work=work)).run() for work in ("stream", "forward"))
     # float32 in pieces of other lengths
     np.testing.assert_allclose(_array(pieces)[:, -1], _array(whole)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_epoch_takes_each_row_once():
+    history = ours.prepare(dataclasses.replace(SMALL, work="epoch", batch=64)).run()
+    assert int(_array(history.model.optimizer.iterations)) * 64 == keras_work.ROWS
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others read arrays")
+def test_no_thread_that_tunes_the_input_is_waited_for_at_the_end_of_an_epoch():
+    x = keras_work._untuned(np.zeros((4, 3), "int32"), np.zeros(4), 2)["x"]
+    assert x.options().autotune.enabled is False
+    assert [tuple(ids.shape) for ids, _ in x] == [(2, 3), (2, 3)]
 
 
 def _array(tensor):
