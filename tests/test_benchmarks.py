@@ -89,7 +89,7 @@ def test_a_sequence_in_pieces_ends_as_the_whole(monkeypatch):
     np.testing.assert_allclose(_array(pieces)[:, -1], _array(whole)[:, -1], rtol=1e-4, atol=1e-5)
 
 
-def test_an_epoch_takes_each_row_once():
+def test_an_epoch_has_as_many_steps_as_batches():
     history = ours.prepare(dataclasses.replace(SMALL, work="epoch", batch=64)).run()
     assert int(_array(history.model.optimizer.iterations)) * 64 == keras_work.ROWS
     assert np.isfinite(history.history["loss"]).all()
@@ -97,9 +97,12 @@ def test_an_epoch_takes_each_row_once():
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="others read arrays")
 def test_no_thread_that_tunes_the_input_is_waited_for_at_the_end_of_an_epoch():
-    x = keras_work._untuned(np.zeros((4, 3), "int32"), np.zeros(4), 2)["x"]
+    x = keras_work._untuned(np.arange(12, dtype="int32").reshape(4, 3), np.arange(4), 2)["x"]
     assert x.options().autotune.enabled is False
     assert [tuple(ids.shape) for ids, _ in x] == [(2, 3), (2, 3)]
+    assert sorted((int(y), *row) for ids, labels in x for row, y in zip(ids.numpy().tolist(), labels, strict=True)) == [
+        (i, 3 * i, 3 * i + 1, 3 * i + 2) for i in range(4)
+    ]
 
 
 def _array(tensor):
