@@ -16,6 +16,7 @@ from keras import ops
 
 import dl_mamba
 from dl_mamba.layers import MixerState
+from dl_mamba.layers.stacked import StackedVariable, slices
 
 FAMILIES = ("mamba", "mamba2")
 MIXERS = {"mamba": dl_mamba.MambaLayer, "mamba2": dl_mamba.Mamba2Layer}
@@ -187,10 +188,14 @@ def _gated(w, options, y, z):
 
 
 def weight_gradients(layer: keras.Layer, loss: Callable[[], Any]) -> dict[str, np.ndarray]:
-    """Gradient of `loss()` for each trainable weight, by its path inside the layer."""
+    """Gradient of `loss()` for each trainable weight of a single layer, by its path inside the model."""
     weights = layer.trainable_variables
     gradients = {"jax": _gradients_jax, "tensorflow": _gradients_tensorflow, "torch": _gradients_torch}[BACKEND]
-    return {own_path(layer, w): numpy(g) for w, g in zip(weights, gradients(weights, loss), strict=True)}
+    found = {}
+    for weight, gradient in zip(weights, gradients(weights, loss), strict=True):
+        rows = gradient if isinstance(weight, StackedVariable) else [gradient]
+        found |= {own_path(layer, part): numpy(row) for part, row in zip(slices(weight), rows, strict=True)}
+    return found
 
 
 def _gradients_jax(weights, loss):

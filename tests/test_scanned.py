@@ -1,14 +1,17 @@
 """Backbones whose blocks run as one loop: the same results, in a program that holds one block."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
-from harness import BACKEND, assert_close
+from harness import BACKEND, assert_close, numpy
 from keras import ops
-from model_harness import FAMILIES, projected, run, small_model, tokens, weight_gradients
+from model_harness import FAMILIES, SMALL_MODEL, own_path, projected, run, small_model, tokens, weight_gradients
 
 import dl_mamba
 from dl_mamba import training
+from dl_mamba.layers.stacked import slices
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -21,8 +24,14 @@ compiling = pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothin
 def pair(family, **options):
     """The same model with and without the loop."""
     plain, scanned = (small_model(family, num_layers=3, scan_layers=scan, **options) for scan in (False, True))
-    scanned.set_weights(plain.get_weights())
+    copy(plain, scanned)
     return plain, scanned
+
+
+def copy(source, target):
+    values = source.pretrained_variables()
+    for name, variable in target.pretrained_variables().items():
+        variable.assign(numpy(values[name].value))
 
 
 def inputs():
@@ -58,7 +67,7 @@ def test_with_adapters_and_frozen_blocks(family):
     plain, scanned = pair(family)
     for model in (plain, scanned):
         training.freeze(model, num_blocks=2)
-    assert len(scanned.trainable_variables) < len(scanned.variables) / 2
+    assert len(scanned.trainable_variables) == len(scanned.variables) / 2
     assert_same_gradients(plain, scanned)
     _train_adapters(plain, scanned)
     assert_same_gradients(plain, scanned)
@@ -67,7 +76,7 @@ def test_with_adapters_and_frozen_blocks(family):
 def _train_adapters(*models):
     for model in models:
         training.enable_lora(model, rank=2)
-        for variable in model.trainable_variables:
+        for variable in itertools.chain(*map(slices, model.trainable_variables)):
             variable.assign(np.random.default_rng(0).normal(size=variable.shape, scale=0.3).astype("float32"))
 
 
@@ -146,6 +155,83 @@ def _products_tensorflow(model, loss):
         return sum("MatMul" in node.op or node.op == "Einsum" for node in nodes) + sum(map(products, called))
 
     return products(graph.node)
+
+
+def test_a_weight_of_all_blocks_is_one_variable(family):
+    plain, scanned = pair(family)
+    for name, weight in plain.pretrained_variables().items():
+        assert_close(numpy(scanned.pretrained_variables()[name].value), numpy(weight.value), 0, name)
+    stacked = [variable for variable in scanned.trainable_variables if len(slices(variable)) == 3]
+    assert len(plain.trainable_variables) == 3 * len(stacked) + 2
+    assert scanned.count_params() == plain.count_params()
+    assert all("/layers/0-2/" in variable.path for variable in stacked)
+    kernel = scanned.blocks[1].mixer.out_proj.kernel
+    before = numpy(slices(kernel.stacked)[2].value)
+    kernel.assign(np.full(kernel.shape, 7.0, "float32"))
+    assert (numpy(kernel.stacked.value)[1] == 7.0).all()
+    assert_close(numpy(scanned.blocks[2].mixer.out_proj.kernel), before, 0)
+    if BACKEND == "torch":
+        assert sum(parameter.numel() for parameter in scanned.parameters()) == plain.count_params()
+
+
+def test_files_hold_the_blocks_one_by_one(family, tmp_path):
+    plain, scanned = pair(family)
+    wanted = {name: numpy(weight.value) for name, weight in plain.pretrained_variables().items()}
+    for source, target in (plain, scanned), (scanned, plain):
+        source.save_weights(tmp_path / "model.weights.h5")
+        for variable in target.variables:
+            variable.assign(np.zeros(variable.shape, "float32"))
+        target.load_weights(tmp_path / "model.weights.h5")
+        for name, weight in target.pretrained_variables().items():
+            assert_close(numpy(weight.value), wanted[name], 0, name)
+    scanned.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert len(again.variables) == len(scanned.variables)
+    came, wanted = (run(model, tokens(2, 5))["last_hidden_state"] for model in (again, scanned))
+    assert_close(came, wanted, 0)
+
+
+def test_rates_and_decay_of_single_blocks(family):
+    """Three steps of the same gradients."""
+    plain, scanned = pair(family)
+    rng = np.random.default_rng(0)
+    for model in (plain, scanned):
+        model.optimizer = training.recipe(model, steps=9, learning_rate=0.1, layer_decay=0.5, weight_decay=0.3)
+        model.optimizer.build(model.trainable_variables)
+    for _ in range(3):
+        gradients = {name: rng.normal(size=v.shape) for name, v in plain.pretrained_variables().items()}
+        for model in (plain, scanned):
+            names = [[own_path(model, part) for part in slices(v)] for v in model.trainable_variables]
+            rows = [
+                np.reshape([gradients[n] for n in same], v.shape)
+                for same, v in zip(names, model.trainable_variables, strict=True)
+            ]
+            model.optimizer.apply([ops.convert_to_tensor(row, "float32") for row in rows])
+    values = plain.pretrained_variables()
+    for name, variable in scanned.pretrained_variables().items():
+        assert_close(numpy(variable.value), numpy(values[name].value), VALUES, name)
+
+
+def test_a_frozen_part_of_shared_weights_is_refused(family):
+    model = small_model(family, scan_layers=True)
+    model.blocks[0].mixer.in_proj.trainable = False
+    with pytest.raises(
+        ValueError, match="layers/0-1/mixer/in_proj/kernel learns.*freeze whole blocks by dl_mamba.train"
+    ):
+        _ = model.trainable_variables
+    model.trainable = False
+    assert not model.trainable_variables
+    model.trainable = True
+    assert len(model.trainable_variables) == len(model.variables)
+
+
+def test_it_generates_the_same_tokens(family):
+    kind = {"mamba": dl_mamba.MambaCausalLM, "mamba2": dl_mamba.Mamba2CausalLM}[family]
+    plain, scanned = (kind(**SMALL_MODEL[family], scan_layers=scan) for scan in (False, True))
+    copy(plain, scanned)
+    came, wanted = (numpy(model.generate(tokens(2, 5), 6)) for model in (scanned, plain))
+    assert_close(came, wanted, 0)
+    assert_close(scanned.score(tokens(2, 5)).total, plain.score(tokens(2, 5)).total, VALUES)
 
 
 def test_the_option_is_part_of_the_config(family):

@@ -41,7 +41,11 @@ def _gradient(case: Case, model: keras.layers.Layer, output: Callable, width: in
     call = _GRADIENT[case.backend](lambda x: keras.ops.sum(output(model(x)) * weights), model)
 
     def results(gradients: Any) -> Arrays:
-        by_name = {_name(v): _numpy(g) for v, g in zip(model.trainable_variables, gradients, strict=True)}
+        by_name = {}
+        for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+            parts = layers_of(variable)
+            rows = gradient if hasattr(variable, "slices") else [gradient]
+            by_name |= {_name(part): _numpy(row) for part, row in zip(parts, rows, strict=True)}
         return {f"gradient of {name}": by_name[name] for name in sorted(by_name) if case.op or "kernel" in name}
 
     return Work(lambda: call(ids), results)
@@ -96,6 +100,11 @@ def _classifier(case: Case, model: keras.Model, output: Callable) -> keras.Model
 
 
 _WORK = {"forward": _forward, "step": _step, "epoch": _epoch}
+
+
+def layers_of(variable: keras.Variable) -> list[keras.Variable]:
+    """The weights of single layers that a variable holds; those of an earlier revision hold one."""
+    return getattr(variable, "slices", [variable])
 
 
 def _name(variable: keras.Variable) -> str:

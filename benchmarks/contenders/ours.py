@@ -10,7 +10,7 @@ import keras
 import dl_mamba
 from benchmarks.case import NEW_TOKENS, Case
 from benchmarks.contenders import Work
-from benchmarks.contenders.keras_work import COMPILED, work_of
+from benchmarks.contenders.keras_work import COMPILED, layers_of, work_of
 from benchmarks.contenders.op_work import on_keras
 from benchmarks.contenders.parameters import config_of
 from benchmarks.weights import token_ids, value
@@ -27,7 +27,8 @@ def prepare(case: Case, **options: Any) -> Work:
         return _generate(case)
     model = BACKBONES[case.family](**config_of(case).to_dict(), **options)
     for variable in model.variables:
-        variable.assign(value(variable.path.partition("/")[2], tuple(variable.shape)))
+        for part in layers_of(variable):
+            part.assign(value(part.path.partition("/")[2], tuple(part.shape)))
     if case.work in _STATEFUL:
         return _STATEFUL[case.work](case, model)
     return work_of(case, model, _hidden)

@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+from dl_mamba.layers.stacked import rows
+
 Function = Callable[..., Any]
 
 
@@ -66,7 +68,7 @@ def _compile_jax(function: Function, variables: list, also: list) -> Function:
     @jax.jit
     def run(values, *args):
         mapping = list(zip([*variables, *also], values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(state_mapping=[*mapping, *rows(mapping)]) as scope:
             result = function(*args)
         return result, [scope.get_current_value(variable) for variable in also]
 
@@ -82,7 +84,16 @@ def _compile_jax(function: Function, variables: list, also: list) -> Function:
 def _compile_tensorflow(function: Function, variables: list, also: list) -> Function:
     import tensorflow as tf
 
-    return tf.function(function, jit_compile=True, autograph=False)
+    @tf.function(jit_compile=True, autograph=False)
+    def run(*args):
+        mapping = [(variable, variable.value) for variable in [*variables, *also]]
+        with keras.StatelessScope(state_mapping=[*mapping, *rows(mapping)]) as scope:
+            result = function(*args)
+        for variable in also:
+            variable.assign(scope.get_current_value(variable))
+        return result
+
+    return run
 
 
 def _compile_torch(function: Function, variables: list, also: list) -> Function:

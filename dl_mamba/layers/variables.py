@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from dl_mamba.layers.stacked import whole
+
 
 class NamedVariables:
     """Mixin for layers with raw weights: `.keras` and `.weights.h5` files hold them under their names."""
@@ -34,7 +36,7 @@ def no_weight_decay_variables(model: keras.Layer) -> list[keras.Variable]:
     """The weights of a built model that weight decay would harm: every A_log, D, dt_bias and norm scale.
 
     Args:
-        model: a built model or layer.
+        model: a built model or layer. With `scan_layers=True` a weight stands for that of all blocks.
 
     Example:
 
@@ -44,7 +46,7 @@ def no_weight_decay_variables(model: keras.Layer) -> list[keras.Variable]:
     ['final_norm/scale', 'layers/0/mixer/A_log', 'layers/0/mixer/D', 'layers/0/mixer/dt_bias', 'layers/0/norm/scale']
     """
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, NamedVariables)]
-    return [v for layer in layers for v in layer._own_variables() if v.name in layer.no_weight_decay]
+    return whole(v for layer in layers for v in layer._own_variables() if v.name in layer.no_weight_decay)
 
 
 def exclude_from_weight_decay(optimizer: keras.optimizers.Optimizer, model: keras.Layer) -> None:

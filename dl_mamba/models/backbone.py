@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
 import keras
 from keras import ops
 
-from dl_mamba.layers import initializers, one_token
+from dl_mamba.layers import initializers, one_token, stacked
 from dl_mamba.layers.adapted import Projection, TokenEmbedding
 from dl_mamba.layers.blocks import ResidualBlock, residual_dtype
 from dl_mamba.layers.mixer import KERAS_OPTIONS, MixerState, check_state
 from dl_mamba.layers.norm import RMSNorm
-from dl_mamba.layers.quantized import quantize_parts, quantized_parts
+from dl_mamba.layers.quantized import is_quantized, quantize_parts, quantized_parts
 from dl_mamba.models.inputs import read_inputs
 from dl_mamba.models.pretrained import Pretrained
 from dl_mamba.models.recomputed import recomputed
-from dl_mamba.models.scanned import can_be_scanned, scanned
+from dl_mamba.models.scanned import scanned, taken_apart
 
 ADAPTABLE = ("embedding", "in_proj", "x_proj", "dt_proj", "out_proj")
 
@@ -71,6 +72,31 @@ class Backbone(Pretrained, keras.Model):
             for block in self.blocks:
                 block.build(shape)
         self.final_norm.build(shape)
+        self._stack()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return stacked.whole(super().variables)
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        return stacked.whole(super().weights)
+
+    def _stack(self) -> None:
+        """One variable for a weight of all blocks, if they are to run as a loop and differ in values alone."""
+        if self.scan_layers:
+            if not any(map(is_quantized, self.blocks)):
+                stacked.stack(self.blocks)
+            stacked.track(self)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Blocks with variables of their own, for what changes which of them there are or learn."""
+        stacked.unstack(self.blocks)
+        try:
+            yield
+        finally:
+            self._stack()
 
     def call(
         self,
@@ -83,11 +109,14 @@ class Backbone(Pretrained, keras.Model):
         ids, mask, segment_ids = read_inputs(inputs, self.config.embedding_rows)
         self._check_state(state, ids.shape[0])
         hidden = self._embedded(ids)
+        runs = stacked.runs(self.blocks)
         states: list[MixerState] = []
-        if self._scans() and state is None and not return_state:
-            after = scanned(self.blocks, hidden, mask, segment_ids, keep=output_hidden_states)
+        on_torch = keras.backend.backend() == "torch"
+        if runs and state is None and not return_state and not on_torch:
+            after = self._as_loops(runs, hidden, mask, segment_ids, output_hidden_states)
         else:
-            after, states = self._one_by_one(hidden, mask, segment_ids, state, return_state)
+            blocks = taken_apart(runs) if runs and on_torch else self.blocks
+            after, states = self._one_by_one(blocks, hidden, mask, segment_ids, state, return_state)
         hidden_states = [hidden, *after[:-1], self._normed(after[-1])]
         outputs = self._outputs(hidden_states, states, return_state, output_hidden_states)
         return {**outputs, "embeddings": self._embedding_matrix()} if output_embeddings else outputs
@@ -102,16 +131,19 @@ class Backbone(Pretrained, keras.Model):
             return one_token.normed(self.final_norm, hidden)
         return self.final_norm(hidden)
 
-    def _scans(self) -> bool:
-        return self.scan_layers and keras.backend.backend() != "torch" and can_be_scanned(self.blocks)
+    def _as_loops(self, runs: list, hidden: Any, mask: Any, segment_ids: Any, keep: bool) -> list[Any]:
+        after = [hidden]
+        for blocks, weights in runs:
+            after += scanned(blocks, weights, after[-1], mask, segment_ids, keep)
+        return after[1:]
 
     def _one_by_one(
-        self, hidden: Any, mask: Any, segment_ids: Any, state: Any, return_state: bool
+        self, blocks: Sequence[Callable], hidden: Any, mask: Any, segment_ids: Any, state: Any, return_state: bool
     ) -> tuple[list[Any], list[MixerState]]:
         """The residual stream after each block, and the states."""
         again = (self.gradient_checkpointing or self.scan_layers) and not return_state
         after, states = [], []
-        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks), strict=True):
+        for block, block_state in zip(blocks, state or [None] * len(blocks), strict=True):
             run = partial(block, mask=mask, state=block_state, segment_ids=segment_ids)
             if again:
                 hidden = recomputed(run, hidden)
@@ -165,8 +197,9 @@ class Backbone(Pretrained, keras.Model):
         """Keep the embedding and the first blocks as they are; see `dl_mamba.training.freeze`."""
         if not 0 <= num_blocks <= len(self.blocks):
             raise ValueError(f"num_blocks={num_blocks!r}; 0 to {len(self.blocks)} are needed for this model.")
-        for layer in (self.embedding, *self.blocks[:num_blocks]):
-            layer.trainable = False
+        with self._apart():
+            for layer in (self.embedding, *self.blocks[:num_blocks]):
+                layer.trainable = False
         self.frozen_blocks = num_blocks
 
     def enable_adapters(self, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
@@ -180,10 +213,11 @@ class Backbone(Pretrained, keras.Model):
             raise ValueError(f"targets={list(targets)} are not all known, or none is in {self.name!r}; it has {names}.")
         if "embedding" in targets and self.embedding.quantization_mode is not None:
             raise ValueError("the embedding is quantized; adapt it before `quantize`, or leave it out of the targets.")
-        for variable in self.trainable_variables:
-            variable.trainable = False
-        for layer in chosen:
-            layer.enable_lora(rank, lora_alpha=alpha)
+        with self._apart():
+            for variable in self.trainable_variables:
+                variable.trainable = False
+            for layer in chosen:
+                layer.enable_lora(rank, lora_alpha=alpha)
         self.adapters = {"rank": rank, "alpha": alpha, "targets": list(targets)}
 
     def get_config(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dl_mamba import variants
 from dl_mamba.config import BackboneConfig
 from dl_mamba.layers import initializers
 from dl_mamba.layers.adapted import factors
+from dl_mamba.layers.stacked import slices
 from dl_mamba.weights import Checkpoint, CheckpointError, Header, resolve, write_checkpoint
 
 # Initial values, and chunk_size, which changes no result: a model may differ from a checkpoint in these.
@@ -161,7 +162,8 @@ class Pretrained:
 
     def pretrained_variables(self) -> dict[str, keras.Variable]:
         """The variables by their names in the tables of `dl_mamba.weights`: their paths inside the model."""
-        own = [variable for variable in self.weights if not variable.name.startswith("lora_")]
+        weights = [part for variable in self.weights for part in slices(variable)]
+        own = [variable for variable in weights if not variable.name.startswith("lora_")]
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in own}
 
     def _refuse_adapters(self) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 
 from dl_mamba.layers.adapted import merge
+from dl_mamba.layers.stacked import track
 from dl_mamba.models.backbone import Backbone
 
 PROJECTIONS = ("in_proj", "x_proj", "out_proj")
@@ -34,6 +35,7 @@ def freeze(model: keras.Model, num_blocks: int) -> None:
     """
     for backbone in _backbones(model):
         backbone.freeze(num_blocks)
+    track(model)
 
 
 class TrainableShare(NamedTuple):
@@ -92,6 +94,7 @@ def enable_lora(
     """
     for backbone in _backbones(model):
         backbone.enable_adapters(rank, alpha, targets)
+    track(model)
     return TrainableShare(_count(model.trainable_variables), _count(model.weights))
 
 

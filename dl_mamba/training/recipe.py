@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from dl_mamba.layers import no_weight_decay_variables
+from dl_mamba.layers.stacked import StackedVariable, slices
 
 BLOCK = re.compile(r"(?:^|/)layers/(\d+)/")
 
@@ -48,12 +49,12 @@ class LayerwiseAdamW(keras.optimizers.AdamW):
         self._num_blocks = 0
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        found = [BLOCK.search(variable.path) for variable in variables]
+        found = [BLOCK.search(part.path) for variable in variables for part in slices(variable)]
         self._num_blocks = 1 + max([int(block[1]) for block in found if block], default=-1)
         super().build(variables)
 
     def scale_of(self, variable: keras.Variable) -> float:
-        """The share of the learning rate that a weight gets."""
+        """The share of the learning rate that a weight of one layer gets."""
         block = BLOCK.search(variable.path)
         if block:
             return self.layer_decay ** (self._num_blocks - int(block[1]))
@@ -62,18 +63,31 @@ class LayerwiseAdamW(keras.optimizers.AdamW):
 
     def _backend_update_step(self, grads: list, trainable_variables: list, learning_rate: Any) -> None:
         groups: dict[float, tuple[list, list]] = defaultdict(lambda: ([], []))
+        stacks: list[tuple[keras.Variable, Any]] = []
         for gradient, variable in zip(grads, trainable_variables, strict=True):
-            group = groups[self.scale_of(variable)]
+            stacked = isinstance(variable, StackedVariable)
+            if stacked:
+                stacks.append((variable, ops.copy(variable)))
+            group = groups[1.0 if stacked else self.scale_of(variable)]
             group[0].append(gradient)
             group[1].append(variable)
         for scale, group in groups.items():
             super()._backend_update_step(*group, learning_rate * scale)
+        for variable, before in stacks:  # the step of AdamW is proportional to the rate
+            variable.assign(before + (variable - before) * self._scales(variable))
 
     def _apply_weight_decay(self, variables: list) -> None:
         for variable in variables:
             if self._use_weight_decay(variable):
-                rate = ops.cast(self.learning_rate * self.weight_decay * self.scale_of(variable), variable.dtype)
+                rate = ops.cast(self.learning_rate * self.weight_decay, variable.dtype) * self._scales(variable)
                 variable.assign(variable - variable * rate)
+
+    def _scales(self, variable: keras.Variable) -> Any:
+        """The share of each layer, as it is multiplied with the variable."""
+        scales = [self.scale_of(part) for part in slices(variable)]
+        if not isinstance(variable, StackedVariable):
+            return scales[0]
+        return ops.reshape(ops.convert_to_tensor(scales, variable.dtype), (-1, *[1] * (len(variable.shape) - 1)))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "layer_decay": self.layer_decay}
@@ -148,6 +162,6 @@ def recipe(
         ema_momentum=0.99 if ema is None else ema,
         **own,
     )
-    vectors = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
+    vectors = [variable for variable in model.trainable_variables if len(slices(variable)[0].shape) < 2]
     optimizer.exclude_from_weight_decay(var_list=[*no_weight_decay_variables(model), *vectors])
     return optimizer
