@@ -21,21 +21,22 @@ pytestmark = [
 ]
 
 
-def losses(jit_compile, batches, **options):
+def losses(jit_compile, batches, scan_layers=False, **options):
     """The loss of each batch, and the model."""
     keras.utils.set_random_seed(0)
-    model = small_lm("mamba2", d_model=64)
+    model = small_lm("mamba2", d_model=64, scan_layers=scan_layers)
     model.compile(dl_mamba.training.recipe(model, len(batches), 1e-2, **options), jit_compile=jit_compile)
     return [model.train_on_batch(ids, return_dict=True)["loss"] for ids in batches], model
 
 
-def test_captured_steps_give_the_losses_of_plain_ones_whatever_the_shapes():
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_captured_steps_give_the_losses_of_plain_ones_whatever_the_shapes(scan_layers):
     lengths = [8, 8, 8, 8, 5, 8, 5, 5, 5, 8]
     batches = [tokens(4, length, seed=seed) for seed, length in enumerate(lengths)]
-    wanted, plain = losses(False, batches)
+    wanted, plain = losses(False, batches, scan_layers)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        came, model = losses(True, batches)
+        came, model = losses(True, batches, scan_layers)
     np.testing.assert_allclose(came, wanted, rtol=1e-5)
     assert len(model.train_function._graphs) == 2
     for a, b in zip(model.variables, plain.variables, strict=True):

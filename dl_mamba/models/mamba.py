@@ -22,9 +22,10 @@ class Mamba(Backbone):
         num_layers: residual blocks.
         pad_vocab_size_multiple: the embedding has vocab_size rows, rounded up to a multiple of this.
         gradient_checkpointing: keep only the input of each block for the backward pass, and run the block again there.
-        scan_layers: run the blocks as one loop over their stacked weights, and each again for the backward pass: JAX
-            and TensorFlow compile one block, however many there are. Calls with a state, quantized blocks and torch,
-            which compiles nothing, take the blocks one by one.
+        scan_layers: keep a weight of all blocks in one variable (num_layers, ...) and run the blocks as one loop, each
+            again for the backward pass: JAX and TensorFlow compile one block, and an optimizer updates about ten
+            variables, however many blocks there are. Files are the same as without. Calls with a state, quantized
+            blocks and torch, which compiles nothing, take the blocks one by one.
         norm_epsilon, residual_in_fp32: see `MambaResidualBlock`.
         **options: every option of `MambaLayer`, and `name`, `dtype`, `trainable` of a Keras model.
 
