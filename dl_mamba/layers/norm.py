@@ -12,7 +12,8 @@ from keras import ops
 from dl_mamba.layers.adapted import Projection
 from dl_mamba.layers.variables import NamedVariables
 from dl_mamba.ops import gated_rms_norm
-from dl_mamba.ops.gradients import recomputed
+from dl_mamba.ops.gated_rms_norm.chunked import normalized
+from dl_mamba.ops.gradients import after, vjp, with_gradient
 from dl_mamba.ops.numerics import product
 from dl_mamba.ops.sequence import on_accelerator, split_channels
 
@@ -73,7 +74,7 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         if not self.built:
             self.build(x.shape)
         weights = ops.convert_to_tensor(self.scale), ops.cast(projection.kernel, self.compute_dtype)
-        return _product_of_norm(**self._options())(x, gate, *weights)
+        return _product_of_norm(**self._options())(x, gate, *weights)[0]
 
     def parts(self, projection: Projection, x: Any, *sizes: int) -> list[Any]:
         """The same without gate, in parts of these sizes."""
@@ -99,6 +100,22 @@ def _computes_again(projection: Projection, x: Any) -> bool:
 
 
 @cache
-def _product_of_norm(**options: Any) -> Callable[..., Any]:
+def _product_of_norm(dtype: str, **options: Any) -> Callable[..., Any]:
     """One function for all layers of the same options: TensorFlow traces it once."""
-    return recomputed(lambda x, gate, scale, kernel: product(gated_rms_norm(x, scale, gate, **options), kernel))
+
+    def norm(x, scale, gate=None):
+        return ops.cast(normalized(x, scale, gate, **options), dtype)
+
+    def forward(x, gate, scale, kernel):
+        return (product(norm(x, scale, gate), kernel),), (x, gate, scale, kernel)
+
+    def backward(kept, gradients):
+        x, gate, scale, kernel = kept
+        inputs = (after(gradients[0], x), scale, *(() if gate is None else (after(gradients[0], gate),)))
+        y = norm(*inputs)
+        dy, dkernel = vjp(lambda y, kernel: (product(y, kernel),), (y, kernel), gradients)
+        dy = after(dkernel, dy)  # y and the gradient of the product are needed no more
+        dx, dscale, *dgate = vjp(lambda *inputs: (norm(*inputs),), inputs, (dy,))
+        return dx, dgate[0] if dgate else None, dscale, dkernel
+
+    return with_gradient(forward, backward)

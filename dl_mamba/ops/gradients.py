@@ -132,12 +132,14 @@ def after(gradient: Any, x: Any) -> Any:
     """x, which is not there before the gradient is.
 
     XLA's CPU compiler would take what was computed from x before, and keep it, for what is to be computed again; or
-    compute it as soon as it can, before the first of all gradients.
+    compute it as soon as it can, before the first of all gradients. Of a gradient in parts, the first and the last wait.
     """
     if keras.backend.backend() == "torch":
         return x
-    first = ops.sum(ops.ravel(gradient)[:1])
-    return x + ops.cast(ops.where(ops.isnan(first), first, 0.0), x.dtype)
+    flat = ops.ravel(gradient)
+    ends = ops.sum(flat[:1]) + ops.sum(flat[-1:])
+    zero = ops.where(ops.isnan(ends), ends, 0.0) / (1.0 + ops.abs(ends))
+    return x + ops.cast(zero, x.dtype)
 
 
 def vjp(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:

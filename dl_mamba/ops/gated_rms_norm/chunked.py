@@ -22,10 +22,11 @@ def run(x, weight, z, epsilon, ngroups, norm_before_gate, dtype):
 @cache
 def _norm(epsilon, ngroups, norm_before_gate):
     options = {"epsilon": epsilon, "ngroups": ngroups, "norm_before_gate": norm_before_gate}
-    return recomputed(partial(_normalized, **options))
+    return recomputed(partial(normalized, **options))
 
 
-def _normalized(x, weight, z, *, epsilon, ngroups, norm_before_gate):
+def normalized(x, weight, z, *, epsilon, ngroups, norm_before_gate):
+    """The result in float32, with the gradient of its operations, which keeps what they compute."""
     x, weight, z = upcast("float32", x, weight, z)
     if z is not None and not norm_before_gate:
         x = x * silu(z)
