@@ -132,7 +132,8 @@ def after(gradient: Any, x: Any) -> Any:
     """x, which is not there before the gradient is.
 
     XLA's CPU compiler would take what was computed from x before, and keep it, for what is to be computed again; or
-    compute it as soon as it can, before the first of all gradients. Of a gradient in parts, the first and the last wait.
+    compute it as soon as it can, before the first of all gradients. Both ends of the gradient count: it may be joined
+    of parts. The zero is a quotient, which XLA computes once; other readers of x would go on reading the gradient.
     """
     if keras.backend.backend() == "torch":
         return x
