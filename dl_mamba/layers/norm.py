@@ -74,8 +74,7 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
         if not self.built:
             self.build(x.shape)
         weights = ops.convert_to_tensor(self.scale), ops.cast(projection.kernel, self.compute_dtype)
-        learns = bool(projection.trainable_variables)
-        return _product_of_norm(learns, **self._options())(x, gate, *weights)[0]
+        return _product_of_norm(**self._options())(x, gate, *weights)[0]
 
     def parts(self, projection: Projection, x: Any, *sizes: int) -> list[Any]:
         """The same without gate, in parts of these sizes."""
@@ -101,7 +100,7 @@ def _computes_again(projection: Projection, x: Any) -> bool:
 
 
 @cache
-def _product_of_norm(learns: bool, dtype: str, **options: Any) -> Callable[..., Any]:
+def _product_of_norm(dtype: str, **options: Any) -> Callable[..., Any]:
     """One function for all layers of the same options: TensorFlow traces it once."""
 
     def norm(x, scale, gate=None):
@@ -115,7 +114,6 @@ def _product_of_norm(learns: bool, dtype: str, **options: Any) -> Callable[..., 
         inputs = (after(gradients[0], x), scale, *(() if gate is None else (after(gradients[0], gate),)))
         y = norm(*inputs)
         dy, dkernel = vjp(lambda y, kernel: (product(y, kernel),), (y, kernel), gradients)
-        dy = after(dkernel, dy) if learns else dy  # y and the gradient of the product are needed no more
         dx, dscale, *dgate = vjp(lambda *inputs: (norm(*inputs),), inputs, (dy,))
         return dx, dgate[0] if dgate else None, dscale, dkernel
 
