@@ -31,7 +31,7 @@ class StackedVariable(keras.Variable):
     ...     layer.build((None, 3))
     >>> stacked = StackedVariable([layer._kernel for layer in layers])
     >>> _ = layers[1].kernel.assign(keras.ops.ones((3, 2)))
-    >>> tuple(stacked.shape), float(keras.ops.sum(stacked[1]))
+    >>> tuple(stacked.shape), float(keras.ops.convert_to_numpy(stacked)[1].sum())
     ((2, 3, 2), 6.0)
     """
 
