@@ -1,12 +1,17 @@
-"""Functions whose gradient is written by hand, and loops: what a graph of TensorFlow holds of them."""
+"""Functions whose gradient is written by hand, and loops: their values, and what a program holds of them."""
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
-from harness import BACKEND
+from harness import BACKEND, assert_close, numpy
+from keras import ops
+from model_harness import own_path, perturb, projected, weight_gradients
 
-from dl_mamba.ops.gradients import with_gradient
+import dl_mamba
+from dl_mamba.layers.adapted import Projection
+from dl_mamba.ops.gradients import after, with_gradient
 from dl_mamba.ops.loops import loop
 
 
@@ -55,3 +60,78 @@ def test_the_outputs_of_a_loop_wait_for_its_last_input():
         waiting += [tensor.op for tensor in operation.inputs]
     assert "late" in seen
     assert "early" not in seen
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="torch runs in the order of the program")
+def test_what_waits_for_a_gradient_is_what_it_was_and_waits_for_both_ends():
+    x = np.arange(3.0, dtype="float32")
+    waiting = lambda *gradient: numpy(after(ops.convert_to_tensor(gradient, "float32"), ops.convert_to_tensor(x)))  # noqa: E731
+    for gradient in ((1.0, 2.0, -3.0), (np.inf, np.nan, 1e38), (-1e38, 0.0, -1e38)):
+        np.testing.assert_array_equal(waiting(*gradient), x)
+    for gradient in ((np.nan, 0.0, 1.0), (1.0, 0.0, np.nan)):
+        assert np.isnan(waiting(*gradient)).all()
+
+
+class NormAndProjection(keras.layers.Layer):
+    """Weights for all that a product of a norm is made of: x, gate, scale and kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.projection = dl_mamba.RMSNorm(name="norm"), Projection(3, use_bias=False, name="projection")
+        self.build((2, 5, 4))
+        perturb(self, size=1.0)
+
+    def build(self, shape):
+        self.x, self.gate = (self.add_weight(name=name, shape=shape) for name in ("x", "gate"))
+        self.norm.build(shape)
+        self.projection.build(shape)
+
+    def loss(self, gated):
+        x, gate = (ops.convert_to_tensor(weight) for weight in (self.x, self.gate))
+        return projected(self.norm.projected(self.projection, x, gate if gated else None))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_gradient_of_a_product_of_a_norm_is_that_of_its_equation_in_float64(gated):
+    layer = NormAndProjection()
+    if not gated:
+        layer.gate.trainable = False
+    came = weight_gradients(layer, lambda: layer.loss(gated))
+    w = {own_path(layer, weight): numpy(weight.value).astype("float64") for weight in layer.weights}
+    cotangent = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+
+    def loss():
+        u = w["x"] * w["gate"] / (1.0 + np.exp(-w["gate"])) if gated else w["x"]
+        normed = u / np.sqrt(np.mean(u**2, axis=-1, keepdims=True) + layer.norm.epsilon)
+        return np.sum(normed * w["norm/scale"] @ w["projection/kernel"] * cotangent)
+
+    assert came.keys() == w.keys() - (set() if gated else {"gate"})
+    for name, gradient in came.items():
+        assert_close(gradient, _differences(loss, w[name]), 1e-5, name)
+
+
+def _differences(function, array, step=1e-5):
+    """The gradient of `function()` in the numbers of an array, by central differences."""
+    gradient = np.empty_like(array)
+    for index, value in np.ndenumerate(array):
+        ends = []
+        for array[index] in (value - step, value + step):
+            ends.append(function())
+        array[index] = value
+        gradient[index] = (ends[1] - ends[0]) / (2.0 * step)
+    return gradient
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX shows the program that XLA has made")
+def test_the_gradient_of_a_product_of_a_norm_computes_the_norm_once_and_copies_no_kernel():
+    import jax
+
+    layer = NormAndProjection()
+
+    def loss(values):
+        with keras.StatelessScope(state_mapping=list(zip(layer.variables, values, strict=True))):
+            return layer.loss(gated=True) ** 2  # else its gradient is a constant, for which nothing has to wait
+
+    program = jax.jit(jax.value_and_grad(loss)).lower([v.value for v in layer.variables]).compile().as_text()
+    assert program.count(" exponential(") == 2  # of the gate, forward and again
+    assert not [line for line in program.splitlines() if " = f32[4,3]" in line and " add(" in line]
