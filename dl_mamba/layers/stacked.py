@@ -128,6 +128,7 @@ def _assign_torch(stacked: StackedVariable, index: int, value: Any) -> None:
 
 
 _ASSIGN = {"jax": _assign_jax, "tensorflow": _assign_tensorflow, "torch": _assign_torch}
+Run = tuple[list[keras.Layer], list[StackedVariable]]  # equal layers, and their weights in the order of `variables`
 
 
 def stack(layers: Sequence[keras.Layer]) -> None:
@@ -145,9 +146,9 @@ def unstack(layers: Sequence[keras.Layer]) -> None:
                 variable.become_variable()
 
 
-def runs(layers: Sequence[keras.Layer]) -> list[tuple[list[keras.Layer], list[StackedVariable]]] | None:
+def runs(layers: Sequence[keras.Layer]) -> list[Run] | None:
     """The runs that `stack` has made, or None if a layer has a variable of its own: it was quantized or adapted."""
-    found: list[tuple[list[keras.Layer], list[StackedVariable]]] = []
+    found: list[Run] = []
     for layer in layers:
         if not all(isinstance(variable, VariableSlice) for variable in layer.variables):
             return None

@@ -131,7 +131,7 @@ class Backbone(Pretrained, keras.Model):
             return one_token.normed(self.final_norm, hidden)
         return self.final_norm(hidden)
 
-    def _as_loops(self, runs: list, hidden: Any, mask: Any, segment_ids: Any, keep: bool) -> list[Any]:
+    def _as_loops(self, runs: Sequence[stacked.Run], hidden: Any, mask: Any, segment_ids: Any, keep: bool) -> list[Any]:
         after = [hidden]
         for blocks, weights in runs:
             after += scanned(blocks, weights, after[-1], mask, segment_ids, keep)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from dl_mamba.layers.stacked import StackedVariable
+from dl_mamba.layers.stacked import Run, StackedVariable
 from dl_mamba.ops.loops import scan
 
 
@@ -34,7 +34,7 @@ def scanned(
     return [each[0][i] for i in range(len(blocks))] if keep else [last]
 
 
-def taken_apart(runs: Sequence[tuple[Sequence[keras.Layer], Sequence[StackedVariable]]]) -> list[Callable]:
+def taken_apart(runs: Sequence[Run]) -> list[Callable]:
     """The blocks one by one, for torch, where the gradient of a single slice is as large as that of the whole stack."""
     calls = []
     for blocks, weights in runs:
