@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -37,10 +38,18 @@ def _processor() -> str:
 
 
 def speedup(row: Row, rows: Sequence[Row], against: str) -> float | None:
-    """Time of a peer divided by that of the row: the peer on the same backend if it is there."""
+    """Time of a peer divided by that of the row: the peer on the same backend if it is there.
+
+    It is the median over the rounds. What is measured in one round shares the machine's speed, which changes between
+    rounds by more than the ratio does.
+    """
     peers = [r for r in rows if r.case.label == against and r.median]
     peers = [r for r in peers if r.case.backend == row.case.backend] or peers
-    return peers[0].median / row.median if peers and row.median and peers[0] is not row else None
+    if not (peers and row.median) or peers[0] is row:
+        return None
+    if len(peers[0].seconds) != len(row.seconds):  # one was timed on its first run alone
+        return peers[0].median / row.median
+    return statistics.median(peer / own for peer, own in zip(peers[0].seconds, row.seconds, strict=True))
 
 
 def table(comparison: Comparison, rows: Sequence[Row]) -> Table:

@@ -51,6 +51,16 @@ def test_what_is_short_runs_once_before_it_is_timed(first, asked):
     assert process.runs == asked
 
 
+def test_a_ratio_is_the_median_over_rounds_in_which_both_were_timed():
+    own = measure.Row(SMALL, seconds=[1.0, 4.0, 3.0])
+    peer = measure.Row(dataclasses.replace(SMALL, contender="peer"), seconds=[2.0, 8.0, 30.0])
+    assert report.speedup(own, [own, peer], "peer") == 2.0  # medians: 8 / 3
+    once = dataclasses.replace(peer, seconds=[12.0])
+    assert report.speedup(own, [own, once], "peer") == 4.0
+    assert report.speedup(own, [own, peer], "ours") is None
+    assert report.speedup(own, [own], "peer") is None
+
+
 def test_a_contender_with_other_results_is_not_timed():
     deeper = dataclasses.replace(SMALL, num_layers=2)
     first, other = _compare(SMALL, deeper)
