@@ -1,5 +1,6 @@
 """Laws of the mixers and residual blocks, each used alone."""
 
+import inspect
 import json
 import math
 
@@ -26,11 +27,13 @@ from model_harness import (
 
 import dl_mamba
 from dl_mamba.layers import CausalConv1D, MixerState, adapted
+from dl_mamba.ops.ssd import convolved
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
 FORWARD = 1e-5  # the project's bound for float32 against float64, relative to the largest value
 GRADIENT = 1e-4  # its bound for gradients
+BACKEND = keras.backend.backend()
 D = 6  # width of the small mixers
 
 
@@ -363,13 +366,16 @@ def test_half_precision_leaves_decay_skip_step_bias_and_state_in_float32(family,
         weight = getattr(block.mixer, name)
         weight.assign(np.full(weight.shape, value, "float32"))
     seen = {}
-    scan = "selective_scan" if family == "mamba" else "ssd"
-    module = __import__(f"dl_mamba.layers.{family}", fromlist=["_"])
+    module, scan = __import__(f"dl_mamba.layers.{family}", fromlist=["_"]), "ssd"
+    if family == "mamba":
+        scan = "selective_scan"
+    elif BACKEND != "torch":
+        module, scan = convolved, "run"
     real = getattr(module, scan)
 
-    def spy(x, dt, A, B, C, D, *args, **kwargs):
-        seen.update(A=A, D=D, dt_bias=kwargs["dt_bias"])
-        return real(x, dt, A, B, C, D, *args, **kwargs)
+    def spy(*args, **kwargs):
+        seen.update(inspect.signature(real).bind(*args, **kwargs).arguments)
+        return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, scan, spy)

@@ -388,13 +388,15 @@ def test_gradient_checkpointing_saves_memory(family):
     memory = lambda layers, again: temporaries(family, layers, d_model=64, gradient_checkpointing=again)  # noqa: E731
     added = lambda checkpointing: memory(8, checkpointing) - memory(4, checkpointing)  # noqa: E731
     # by a layer; the gradient of one layer takes the same
-    assert added(True) < {"mamba": 0.64, "mamba2": 0.5}[family] * added(False)
+    assert added(True) < 0.64 * added(False)
+    numbers = added(True) / (4 * 4 * 512 * 64)  # of a layer, for a token and channel of the model: 17.8 and 7.9
+    assert numbers < {"mamba": 18.5, "mamba2": 8.2}[family]
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA tells JAX how much memory a program takes")
-def test_a_layer_keeps_its_convolution_once_and_not_what_out_proj_reads(family):
+def test_a_layer_keeps_its_convolution_at_most_once_and_not_what_out_proj_reads(family):
     sizes = {"d_model": 256, "d_state": 16} | ({"chunk_size": 64} if family == "mamba2" else {})
     added = temporaries(family, 4, **sizes) - temporaries(family, 2, **sizes)
     numbers = added / (2 * 4 * 512 * 256)  # of a layer, for a token and channel of the model
-    # 21.4 and 18.7 with inputs and logistic function of the convolution; 15.5 (mamba2) with what out_proj reads
-    assert numbers < {"mamba": 20.4, "mamba2": 14.4}[family]
+    # 21.4 and 18.7 with inputs and logistic function of the convolution; mamba2: 12.5 with what comes out of it
+    assert numbers < {"mamba": 20.4, "mamba2": 11.5}[family]

@@ -79,10 +79,10 @@ def test_a_weak_decay_behind_a_strong_one_keeps_its_digits():
 def test_a_chunk_on_a_cpu_is_short_where_states_are_small_and_long_where_calls_cost_more(
     nheads, headdim, torch_size, xla_size
 ):
-    x, B = ops.ones((1, 256, nheads, headdim)), ops.ones((1, 256, 1, 128))
+    x = ops.ones((1, 256, nheads, headdim))
     wanted = torch_size if BACKEND == "torch" else xla_size
-    assert chunked._chunk_size(x, B, 256) == wanted
-    assert chunked._chunk_size(x, B, 16) == 16
+    assert chunked.size_of_chunks(x, nheads, headdim, 128, 256) == wanted
+    assert chunked.size_of_chunks(x, nheads, headdim, 128, 16) == 16
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch know every length when they run")

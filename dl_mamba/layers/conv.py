@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from dl_mamba.layers import initializers
 from dl_mamba.layers.variables import NamedVariables
@@ -67,6 +68,10 @@ class CausalConv1D(NamedVariables, keras.layers.Layer):
             segment_ids=segment_ids,
             return_final_state=True,
         )
+
+    def weights_in_use(self) -> tuple[Any, Any]:
+        """Kernel and bias in the compute dtype."""
+        return tuple(None if v is None else ops.cast(v, self.compute_dtype) for v in (self.kernel, self.bias))
 
     def compute_output_spec(self, x: Any, mask: Any = None, state: Any = None, segment_ids: Any = None) -> tuple:
         state_shape = (x.shape[0], self.d_conv - 1, x.shape[-1])

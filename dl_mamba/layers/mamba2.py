@@ -14,6 +14,7 @@ from dl_mamba.layers.mixer import Mixer, MixerState
 from dl_mamba.layers.norm import RMSNorm
 from dl_mamba.ops import ssd
 from dl_mamba.ops.sequence import split_channels
+from dl_mamba.ops.ssd import convolved
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -97,12 +98,38 @@ class Mamba2Layer(Mixer):
         self.D = self._float32_weight("D", skip_shape, "ones")
         self.dt_bias = self._float32_weight("dt_bias", (c.nheads,), dt_bias)
 
+    def mix(
+        self, x: Any, mask: Any, state: MixerState, segment_ids: Any, norm: RMSNorm | None
+    ) -> tuple[Any, MixerState]:
+        if not convolved.takes(x, mask, segment_ids):
+            return super().mix(x, mask, state, segment_ids, norm)
+        c = self.config
+        *beside, z, xBC, dt = self._projected(x, norm)
+        empty = self.initial_state(ops.shape(x)[0])
+        y, *state = convolved.run(
+            xBC,
+            *self.conv1d.weights_in_use(),
+            dt,
+            -ops.exp(self.A_log),
+            ops.convert_to_tensor(self.D),
+            None if c.rmsnorm else ops.reshape(z, (*ops.shape(z)[:2], c.nheads, c.headdim)),
+            ops.convert_to_tensor(self.dt_bias),
+            c.dt_limit,
+            c.chunk_size,
+            *(zeros if given is None else given for given, zeros in zip(state, empty, strict=True)),
+            c.ngroups,
+        )
+        return self.finish(y, z, *beside), MixerState(*state)
+
+    def _projected(self, x: Any, norm: RMSNorm | None) -> list[Any]:
+        """in_proj: gate and input of the MLP, z, xBC, dt."""
+        c = self.config
+        return self._parts(x, norm, c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
+
     def project(
         self, x: Any, mask: Any, conv: Any, segment_ids: Any, norm: RMSNorm | None = None
     ) -> tuple[dict[str, Any], tuple, Any]:
-        c = self.config
-        sizes = (c.mlp_width, c.mlp_width, c.ssm_width, c.conv_width, c.nheads)
-        mlp_gate, mlp, z, xBC, dt = self._parts(x, norm, *sizes)
+        mlp_gate, mlp, z, xBC, dt = self._projected(x, norm)
         xBC, conv = self.conv1d(xBC, mask=mask, state=conv, segment_ids=segment_ids)
         return self.recurrence_inputs(z, xBC, dt), (z, mlp_gate, mlp), conv
 

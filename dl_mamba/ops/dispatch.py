@@ -105,9 +105,14 @@ def choose(
     return _untraced(table[name]) if name == FUSED else table[name]
 
 
+def is_open_to(implementation: str) -> bool:
+    """Whether no scope asks for another implementation."""
+    return _forced.get() in (None, implementation)
+
+
 def kernels_take(*tensors: Any) -> bool:
     """Whether kernels that stand for several ops may run here, and can take these tensors."""
-    return _forced.get() in (None, FUSED) and refusal_of(*tensors) is None and not rejections()
+    return is_open_to(FUSED) and refusal_of(*tensors) is None and not rejections()
 
 
 @cache

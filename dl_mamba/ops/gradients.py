@@ -118,11 +118,8 @@ def recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def backward(args, gradients):
-        present = [arg is not None for arg in args]
-        filled = lambda tensors: (next(tensors) if here else None for here in present)  # noqa: E731
-        run = lambda *tensors: (function(*filled(iter(tensors))),)  # noqa: E731
-        tensors = tuple(after(gradients[0], tensor) for tensor in _select(args, present))
-        return tuple(filled(iter(vjp(run, tensors, gradients))))
+        args = tuple(None if arg is None else after(gradients[0], arg) for arg in args)
+        return vjp(lambda *args: (function(*args),), args, gradients)
 
     differentiable = with_gradient(lambda *args: ((function(*args),), args), backward)
     return lambda *args: differentiable(*args)[0]
@@ -144,8 +141,15 @@ def after(gradient: Any, x: Any) -> Any:
 
 
 def vjp(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:
-    """Gradients of the inputs of `function(*inputs)`, from those of its outputs; zeros for an input that it ignores."""
-    return _VJP[keras.backend.backend()](function, inputs, gradients)
+    """Gradients of the inputs of `function(*inputs)`, from those of its outputs.
+
+    They are zeros for an input that it ignores, None for one that is None.
+    """
+    present = [tensor is not None for tensor in inputs]
+    filled = lambda tensors: (next(tensors) if here else None for here in present)  # noqa: E731
+    run = lambda *tensors: function(*filled(iter(tensors)))  # noqa: E731
+    found = _VJP[keras.backend.backend()](run, tuple(_select(inputs, present)), gradients)
+    return tuple(filled(iter(found)))
 
 
 def _vjp_jax(function: Callable[..., Tensors], inputs: Tensors, gradients: Tensors) -> Tensors:

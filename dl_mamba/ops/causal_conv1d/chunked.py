@@ -31,7 +31,7 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
     y = _convolution(x, before, weight, bias, numbers, activation)
     if rank is not None:
         y = ops.where(mask[..., None], take_tokens(y, rank), 0.0)
-    return y, _final_window(x, before, documents, mask)
+    return y, final_window(x, before, documents, mask)
 
 
 def _convolution(x, before, weight, bias, documents, activation):
@@ -44,7 +44,7 @@ def _convolution(x, before, weight, bias, documents, activation):
 
 @cache
 def _recomputed(activation):
-    return recomputed(partial(_activated, activation))
+    return recomputed(partial(activated, activation))
 
 
 def _number_documents(starts, history):
@@ -54,7 +54,8 @@ def _number_documents(starts, history):
     return ops.concatenate([before] * history + [number], axis=1)
 
 
-def _activated(activation, x, before, weight, bias, documents):
+def activated(activation, x, before, weight, bias, documents):
+    """The convolution of x (b, l, c) behind the tokens `before` (b, history, c), in the dtype of the weight."""
     y = _convolve(ops.concatenate([before, x], axis=1), weight, bias, documents)
     return y if activation is None else silu(y)
 
@@ -141,7 +142,7 @@ def _plus_shifted(total, x, w, k, history):
     return total + ops.pad(x * w, [[0, 0], [k, history - k], [0, 0]])
 
 
-def _final_window(x, before, documents, mask):
+def final_window(x, before, documents, mask):
     """The last `history` real tokens of the last document of each row, zeros before them."""
     history = before.shape[1]
     if history == 0:

@@ -10,6 +10,7 @@ in `chunked`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from keras import ops
@@ -21,29 +22,51 @@ from dl_mamba.ops.sequence import first, padded, size_of
 from dl_mamba.ops.ssd.decays import after_each, decays
 
 
+class Layout(NamedTuple):
+    """How tokens lie in chunks."""
+
+    size: int  # tokens of a chunk
+    ngroups: int
+    heads: int  # of a group
+    headdim: int
+
+    def rows(self, tensor):
+        """(b, l, ...) -> (c, b, g, q, width); zeros behind the last token leave the state as it is."""
+        return ops.transpose(self._cut(tensor), (1, 0, 3, 2, 4))
+
+    def scalars(self, tensor):
+        """(b, l, h) -> (c, b, g, e, q)."""
+        return ops.transpose(self._cut(tensor), (1, 0, 3, 4, 2))
+
+    def carried(self, D, state):
+        """D (h, p) or None and the state (b, h, p, n), as the loop takes them."""
+        width = self.heads * self.headdim
+        batch, _, _, d_state = ops.shape(state)
+        state = _turned(ops.reshape(state, (batch, self.ngroups, width, d_state)))
+        return None if D is None else ops.reshape(D, (self.ngroups, 1, width)), state
+
+    def back(self, y, state, length):
+        """y (b, l, h, p) and the state behind the last token."""
+        count, batch, *_ = ops.shape(y)
+        nheads = self.ngroups * self.heads
+        y = ops.reshape(ops.transpose(y, (1, 0, 3, 2, 4)), (batch, count * self.size, nheads, self.headdim))
+        return first(y, length), ops.reshape(_turned(state), (batch, nheads, self.headdim, state.shape[2]))
+
+    def _cut(self, tensor):
+        length = size_of(tensor, 1)
+        count = (length + self.size - 1) // self.size
+        tensor = padded(tensor, count * self.size - length)
+        width = math.prod(tensor.shape[2:]) // self.ngroups
+        return ops.reshape(tensor, (ops.shape(tensor)[0], count, self.size, self.ngroups, width))
+
+
 def run(tokens, state, D, size):
     """y (b, l, h, p) and the state behind the last token, from chunks of `size` tokens; D is (h, p) or None."""
     x, scale, log_decay, B, C = tokens
-    batch, _, nheads, headdim = ops.shape(x)
-    ngroups, d_state = B.shape[2:]
-    heads = nheads // ngroups
-    length = size_of(x, 1)
-    count = (length + size - 1) // size
-
-    def chunks(tensor, width, order):
-        tensor = padded(tensor, count * size - length)
-        return ops.transpose(ops.reshape(tensor, (batch, count, size, ngroups, width)), order)
-
-    by_row, by_head = (1, 0, 3, 2, 4), (1, 0, 3, 4, 2)
-    y, state = _recurrence(
-        chunks(x, heads * headdim, by_row),
-        *(chunks(v, heads, by_head) for v in (scale, log_decay)),
-        *(chunks(v, d_state, by_row) for v in (B, C)),
-        None if D is None else ops.reshape(D, (ngroups, 1, heads * headdim)),
-        _turned(ops.reshape(state, (batch, ngroups, heads * headdim, d_state))),
-    )
-    y = ops.reshape(ops.transpose(y, (1, 0, 3, 2, 4)), (batch, count * size, nheads, headdim))
-    return first(y, length), ops.reshape(_turned(state), (batch, nheads, headdim, d_state))
+    nheads, headdim = x.shape[2:]
+    lie = Layout(size, B.shape[2], nheads // B.shape[2], headdim)
+    chunks = lie.rows(x), lie.scalars(scale), lie.scalars(log_decay), lie.rows(B), lie.rows(C)
+    return lie.back(*_recurrence(*chunks, *lie.carried(D, state)), size_of(x, 1))
 
 
 class Parts(NamedTuple):
@@ -170,7 +193,8 @@ def _over_heads(product):
     return ops.reshape(sum_of_rows(ops.reshape(product, (batch, groups, heads, -1))), (batch, groups, size, size))
 
 
-def _last_state_and_outputs(*args):
+def outputs(*args):
+    """y (c, b, g, q, k) and the last state, from chunks, D and a state."""
     *chunks, D, state = args
 
     def step(carry, chunk):
@@ -181,7 +205,8 @@ def _last_state_and_outputs(*args):
     return y, state
 
 
-def _forward(*args):
+def forward(*args):
+    """The same, and what the gradient keeps: the chunks, the state before each of them, D."""
     *chunks, D, state = args
 
     def step(carry, chunk):
@@ -192,7 +217,8 @@ def _forward(*args):
     return (y, state), (*chunks, before, D)
 
 
-def _backward(residuals, gradients):
+def backward(residuals, gradients):
+    """Gradients of chunks, D and state."""
     *chunks, before, D = residuals
     dy, dstate = gradients
 
@@ -207,4 +233,4 @@ def _backward(residuals, gradients):
     return *dchunks, dD[0] if dD else None, dstate
 
 
-_recurrence = with_gradient(_forward, _backward, _last_state_and_outputs)
+_recurrence = with_gradient(forward, backward, outputs)

@@ -34,6 +34,14 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
     x, dt, A, B, C, D, z, dt_bias, scale, state = upcast(
         "float32", x, dt, A, B, C, D, z, dt_bias, input_scale, initial_state
     )
+    scale, log_decay = weights_and_decays(dt, A, dt_bias, dt_softplus, dt_limit, scale, starts, mask)
+    D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
+    y, state = _ssd((x, scale, log_decay, B, C), state, D, chunk_size)
+    return lean_skip_and_gate(y, x, None, z), state
+
+
+def weights_and_decays(dt, A, dt_bias, dt_softplus, dt_limit, scale, starts, mask):
+    """What x is weighed with, dt if `scale` is None, and the log of what is left of the state: (b, l, h) each."""
     dt = step_sizes(dt, dt_bias, dt_softplus, mask, dt_limit)
     log_decay = ops.maximum(dt * A, FORGOTTEN)
     if starts is not None:
@@ -42,16 +50,14 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         scale = dt
     elif mask is not None:
         scale = ops.where(mask[..., None], scale, 0.0)
-    D = ops.broadcast_to(D[:, None], x.shape[2:]) if D is not None and len(D.shape) == 1 else D
-    y, state = _ssd((x, scale, log_decay, B, C), state, D, chunk_size)
-    return lean_skip_and_gate(y, x, None, z), state
+    return scale, log_decay
 
 
 def _ssd(tokens, state, D, chunk_size):
     x = tokens[0]
     batch, _, nheads, headdim = ops.shape(x)
     length = size_of(x, 1)
-    size = _chunk_size(x, tokens[3], chunk_size)
+    size = size_of_chunks(x, nheads, headdim, tokens[3].shape[-1], chunk_size)
     if runs_in_place(x):
         from dl_mamba.ops.ssd import in_place
 
@@ -72,18 +78,18 @@ def _ssd(tokens, state, D, chunk_size):
     return first(y, length), state
 
 
-def _chunk_size(x, B, chunk_size):
+def size_of_chunks(x, nheads, headdim, d_state, chunk_size):
+    """Tokens of a chunk of x (b, l, ...)."""
     length = x.shape[1]
-    largest = chunk_size if on_accelerator(x) else min(chunk_size, _cpu_chunk(x, B))
+    largest = chunk_size if on_accelerator(x) else min(chunk_size, _cpu_chunk(x, nheads, headdim, d_state))
     return -(-length // -(-length // largest)) if isinstance(length, int) else largest  # equal ones need least padding
 
 
-def _cpu_chunk(x, B):
-    batch, _, nheads, headdim = x.shape
-    shorter = CPU_CHUNK // 2 if headdim * B.shape[-1] <= SMALL_STATE else CPU_CHUNK
+def _cpu_chunk(x, nheads, headdim, d_state):
+    shorter = CPU_CHUNK // 2 if headdim * d_state <= SMALL_STATE else CPU_CHUNK
     if not runs_in_place(x):
         return shorter
-    few = lambda size: batch * nheads * size**2 <= CPU_DECAYS  # noqa: E731
+    few = lambda size: x.shape[0] * nheads * size**2 <= CPU_DECAYS  # noqa: E731
     return 2 * CPU_CHUNK if few(2 * CPU_CHUNK) else CPU_CHUNK if few(CPU_CHUNK) else shorter
 
 
