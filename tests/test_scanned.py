@@ -212,6 +212,18 @@ def test_rates_and_decay_of_single_blocks(family):
         assert_close(numpy(variable.value), numpy(values[name].value), VALUES, name)
 
 
+def test_a_compiled_fit_keeps_to_the_rates_of_single_blocks(family):
+    kind = {"mamba": dl_mamba.MambaCausalLM, "mamba2": dl_mamba.Mamba2CausalLM}[family]
+    plain, scanned = (kind(**{**SMALL_MODEL[family], "num_layers": 3}, scan_layers=scan) for scan in (False, True))
+    copy(plain, scanned)
+    losses = []
+    for model in (plain, scanned):
+        model.compile(training.recipe(model, steps=6, learning_rate=0.1, layer_decay=0.3), jit_compile=False)
+        losses.append(model.fit(tokens(4, 5), batch_size=2, epochs=3, shuffle=False, verbose=0).history["loss"])
+    assert losses[0][-1] < losses[0][0]
+    assert_close(np.array(losses[1]), np.array(losses[0]), 1e-4)  # six steps of AdamW on rounded gradients
+
+
 def test_a_frozen_part_of_shared_weights_is_refused(family):
     model = small_model(family, scan_layers=True)
     model.blocks[0].mixer.in_proj.trainable = False
