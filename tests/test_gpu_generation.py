@@ -103,9 +103,11 @@ def test_a_token_in_few_kernels_is_that_of_the_block(rows, dtype, tolerance):
     with one_token.fused():
         assert one_token.fits(block, x[:, 3:], None, state, None)
         came = block(x[:, 3:], state=state, return_state=True)
-    for a, b in zip(keras.tree.flatten(came), keras.tree.flatten(wanted), strict=True):
-        a, b = numpy(keras.ops.cast(a, "float32")), numpy(b)
-        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+    own = block(x[:, 3:], state=state, return_state=True)
+    for a, b, c in zip(*map(keras.tree.flatten, (came, wanted, own)), strict=True):
+        missed = np.linalg.norm(numpy(a) - numpy(b))
+        # where much of a state cancels, the block's own operations miss by more than a rounding as well
+        assert missed <= max(tolerance * np.linalg.norm(numpy(b)), 1.25 * np.linalg.norm(numpy(c) - numpy(b)))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="CUDA graphs are torch's")
