@@ -20,10 +20,10 @@ from dl_mamba.ops.sequence import on_accelerator, size_of, split_channels
 from dl_mamba.ops.ssd import by_chunk, chunked
 
 
-def takes(xBC: Any, mask: Any, segment_ids: Any) -> bool:
-    """Whether `run` can stand for `causal_conv1d` and `ssd`: for rows of one document, without padding."""
-    compiles = keras.backend.backend() != "torch" and not on_accelerator(xBC) and dispatch.is_open_to(dispatch.PORTABLE)
-    return compiles and mask is None and segment_ids is None and xBC.shape[1] != 1
+def takes(x: Any, mask: Any, segment_ids: Any) -> bool:
+    """Whether `run` can replace `causal_conv1d` and `ssd`: for unpadded rows (batch, length, ...) of one document."""
+    compiles = keras.backend.backend() != "torch" and not on_accelerator(x) and dispatch.is_open_to(dispatch.PORTABLE)
+    return compiles and mask is None and segment_ids is None and x.shape[1] != 1
 
 
 def run(
@@ -51,9 +51,10 @@ def run(
         state: of SSD, (batch, nheads, headdim, d_state) float32.
         ngroups: groups of heads that share B and C.
     """
-    for op in ("causal_conv1d", "ssd"):
-        run_whole = dispatch.choose(op, {dispatch.PORTABLE: _run}, dispatch.PORTABLE)
-    return run_whole(xBC, weight, bias, dt, A, D, z, dt_bias, dt_limit, chunk_size, before, state, ngroups)
+    table = {dispatch.PORTABLE: _run}
+    dispatch.choose("causal_conv1d", table, dispatch.PORTABLE)  # so that `last_implementation` knows of both
+    chosen = dispatch.choose("ssd", table, dispatch.PORTABLE)
+    return chosen(xBC, weight, bias, dt, A, D, z, dt_bias, dt_limit, chunk_size, before, state, ngroups)
 
 
 def _run(xBC, weight, bias, dt, A, D, z, dt_bias, dt_limit, chunk_size, before, state, ngroups):
