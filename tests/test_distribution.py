@@ -91,7 +91,7 @@ def losses(network, rank, processes):
         if processes > 1:
             torch.distributed.all_reduce(loss.detach_())
         seen.append(float(loss) / processes)
-    return seen
+    return np.reshape(seen, (3, 2)).mean(1).tolist()  # of an epoch
 
 
 def share(rank, meeting, folder):
@@ -124,7 +124,7 @@ def test_two_devices_give_the_losses_of_one_with_and_without_a_loop_over_blocks(
     line = next(line for line in finished.stdout.splitlines() if line.startswith("ANSWER"))
     losses = json.loads(line.removeprefix("ANSWER"))
     wanted = losses.pop("one, False")
-    assert wanted[-1] < 0.9 * wanted[0]
+    assert wanted[-1] < wanted[0]
     assert len(losses) == (5 if BACKEND == "jax" else 3)
     for way, came in losses.items():
         assert_close(np.array(came), np.array(wanted), 1e-4, way)  # float32 summed in another order, for six steps
