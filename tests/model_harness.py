@@ -113,10 +113,20 @@ def own_path(layer: keras.Layer, variable: keras.Variable) -> str:
     return variable.path.removeprefix(f"{layer.path}/")
 
 
-def oracle(layer: keras.Layer, x: np.ndarray, state: MixerState | None = None) -> tuple[np.ndarray, MixerState]:
-    """Outputs of a mixer for x (batch, length, d_model), and the state behind the last token, in float64."""
+def float64_weights(layer: keras.Layer) -> dict[str, np.ndarray]:
+    """Weights of a mixer by their paths."""
+    return {own_path(layer, v): numpy(v.value).astype("float64") for v in layer.weights}
+
+
+def oracle(
+    layer: keras.Layer, x: np.ndarray, state: MixerState | None = None, weights: dict[str, np.ndarray] | None = None
+) -> tuple[np.ndarray, MixerState]:
+    """Outputs of a mixer for x (batch, length, d_model), and the state behind the last token, in float64.
+
+    With other `weights` than its own if they are given.
+    """
     row = {"MambaLayer": _mamba_row, "Mamba2Layer": _mamba2_row}[type(layer).__name__]
-    w = {own_path(layer, v): numpy(v.value).astype("float64") for v in layer.weights}
+    w = float64_weights(layer) if weights is None else weights
     if state is None:
         state = MixerState(*(np.zeros(shape) for shape in layer.state_shapes(len(x))))
     rows = [row(w, layer.get_config(), *(a.astype("float64") for a in item)) for item in zip(x, *state, strict=True)]

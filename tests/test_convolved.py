@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from harness import assert_close, assert_laws_hold, numpy, values_and_gradients
 from keras import ops
-from model_harness import projected, run, small_mixer, weight_gradients
+from model_harness import float64_weights, oracle, projected, run, small_mixer, weight_gradients
 
 import dl_mamba
+from dl_mamba.layers import MixerState
 from dl_mamba.ops.ssd import convolved
 
 OPTIONS = {
@@ -63,6 +64,26 @@ def test_gradients_of_its_weights_are_those_of_the_reference(options):
     assert came.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert_close(came[name], gradient, 1e-4, name)  # the bound of the project's numerics
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_are_the_slopes_of_the_definition_in_float64(options):
+    layer = small_mixer("mamba2", **options)
+    arrays, own, rng = inputs(layer), float64_weights(layer), np.random.default_rng(1)
+    seeds = range(3)  # of the projections of y and both states
+
+    def loss():
+        return sum(projected(output, seed) for seed, output in zip(seeds, call(layer)(**arrays), strict=True))
+
+    def exact(weights):
+        y, state = oracle(layer, arrays["x"], MixerState(arrays["conv"], arrays["ssm"]), weights)
+        random = (np.random.default_rng(seed).normal(size=v.shape) for seed, v in zip(seeds, (y, *state), strict=True))
+        return sum(np.sum(v * r.astype("float32")) for v, r in zip((y, *state), random, strict=True))
+
+    for name, gradient in weight_gradients(layer, loss).items():
+        along = np.sign(gradient) + 0.1 * rng.normal(size=gradient.shape)  # no sum of unlike signs, which cancels
+        up, down = (exact({**own, name: own[name] + step * along}) for step in (1e-5, -1e-5))
+        assert_close(np.sum(gradient * along), (up - down) / 2e-5, 1e-4, name)  # the bound of the project's numerics
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])

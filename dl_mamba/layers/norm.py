@@ -15,7 +15,7 @@ from dl_mamba.ops import gated_rms_norm
 from dl_mamba.ops.gated_rms_norm.chunked import normalized
 from dl_mamba.ops.gradients import after, vjp, with_gradient
 from dl_mamba.ops.numerics import product
-from dl_mamba.ops.sequence import on_accelerator, split_channels
+from dl_mamba.ops.sequence import compiled_on_a_cpu, split_channels
 
 
 @keras.saving.register_keras_serializable(package="dl_mamba")
@@ -95,8 +95,7 @@ class RMSNorm(NamedVariables, keras.layers.Layer):
 
 
 def _computes_again(projection: Projection, x: Any) -> bool:
-    compiles = keras.backend.backend() != "torch" and not on_accelerator(x)
-    return compiles and projection.quantization_mode is None and projection.bias is None
+    return compiled_on_a_cpu(x) and projection.quantization_mode is None and projection.bias is None
 
 
 @cache

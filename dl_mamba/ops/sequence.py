@@ -107,6 +107,11 @@ def on_accelerator(tensor: Tensor) -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
+def compiled_on_a_cpu(tensor: Tensor) -> bool:
+    """Whether XLA runs a program on a CPU: JAX or TensorFlow without an accelerator."""
+    return keras.backend.backend() != "torch" and not on_accelerator(tensor)
+
+
 def runs_in_place(tensor: Tensor) -> bool:
     """Whether torch runs operations on a CPU one by one, so that results may take the place of temporaries."""
     if keras.backend.backend() != "torch" or tensor.device.type != "cpu":

@@ -13,7 +13,7 @@ from keras import ops
 from dl_mamba.ops.gradients import recomputed, with_gradient
 from dl_mamba.ops.loops import loop
 from dl_mamba.ops.numerics import plus_product, silu, upcast
-from dl_mamba.ops.sequence import left_alignment, on_accelerator, padded, runs_in_place, size_of, take_tokens
+from dl_mamba.ops.sequence import compiled_on_a_cpu, left_alignment, padded, runs_in_place, size_of, take_tokens
 
 SUMMED = 16  # tokens in a pass of a sum; 8 take twice as long, and 32 half as long again
 
@@ -95,7 +95,7 @@ _products = with_gradient(_forward, _backward)
 
 def _sums_over_tokens(tokens, dy, history, documents):
     """Sums of dy times what each tap saw, and of dy alone: (history + 2, c)."""
-    if keras.backend.backend() == "torch" or on_accelerator(dy):
+    if not compiled_on_a_cpu(dy):
         return ops.stack([ops.sum(product, axis=(0, 1)) for product in _seen(tokens, dy, history, documents)])
     return _sums_by_block(tokens, dy, history, documents)
 

@@ -16,7 +16,7 @@ from keras import ops
 
 from dl_mamba.ops.loops import scan
 from dl_mamba.ops.numerics import lean_skip_and_gate, scaled_rows, skip_and_gate, spread, step_sizes, upcast
-from dl_mamba.ops.sequence import first, on_accelerator, padded, runs_in_place, size_of
+from dl_mamba.ops.sequence import compiled_on_a_cpu, first, on_accelerator, padded, runs_in_place, size_of
 from dl_mamba.ops.ssd import by_chunk, token
 from dl_mamba.ops.ssd.decays import FORGOTTEN, differentiable_decays
 
@@ -62,7 +62,7 @@ def _ssd(tokens, state, D, chunk_size):
         from dl_mamba.ops.ssd import in_place
 
         return in_place.run(tokens, state, D, size)
-    if keras.backend.backend() != "torch" and not on_accelerator(x):
+    if compiled_on_a_cpu(x):
         return by_chunk.run(tokens, state, D, size)
     group = _chunks_of_group(x)
     chunks = (length + size - 1) // size

@@ -9,21 +9,20 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import keras
 from keras import ops
 
 from dl_mamba.ops import dispatch
 from dl_mamba.ops.causal_conv1d.chunked import activated, final_window
 from dl_mamba.ops.gradients import after, vjp, with_gradient
 from dl_mamba.ops.numerics import lean_skip_and_gate, upcast
-from dl_mamba.ops.sequence import on_accelerator, size_of, split_channels
+from dl_mamba.ops.sequence import compiled_on_a_cpu, size_of, split_channels
 from dl_mamba.ops.ssd import by_chunk, chunked
 
 
 def takes(x: Any, mask: Any, segment_ids: Any) -> bool:
     """Whether `run` can replace `causal_conv1d` and `ssd`: for unpadded rows (batch, length, ...) of one document."""
-    compiles = keras.backend.backend() != "torch" and not on_accelerator(x) and dispatch.is_open_to(dispatch.PORTABLE)
-    return compiles and mask is None and segment_ids is None and x.shape[1] != 1
+    open_to_it = compiled_on_a_cpu(x) and dispatch.is_open_to(dispatch.PORTABLE)
+    return open_to_it and mask is None and segment_ids is None and x.shape[1] != 1
 
 
 def run(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import keras
 from keras import ops
 
 from dl_mamba.ops.gradients import with_gradient
 from dl_mamba.ops.numerics import Tensor, sum_of_rows
-from dl_mamba.ops.sequence import on_accelerator
+from dl_mamba.ops.sequence import compiled_on_a_cpu
 
 FORGOTTEN = -1000.0  # exp() of it is 0 in float32: log decay of an emptied state
 UNKNOWN_COUNT = 1024  # steps that the exact running sum provides for when their number is not known
@@ -73,6 +72,6 @@ def cumulative(log_decay: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running_sum(x):
-    if keras.backend.backend() == "torch" or on_accelerator(x):
+    if not compiled_on_a_cpu(x):
         return ops.cumsum(x, axis=-1)
     return ops.matmul(x, ops.cast(ops.transpose(not_before(_size(x))), x.dtype))  # XLA's cumsum takes ten times as long
