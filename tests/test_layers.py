@@ -479,7 +479,7 @@ def test_a_norm_that_the_gradient_computes_again_is_the_one_it_would_keep(family
     results = []
     for gated in ((), (gate,)):
         for whether in (True, False):
-            monkeypatch.setattr("dl_mamba.layers.norm.on_accelerator", lambda _, whether=whether: whether)
+            monkeypatch.setattr("dl_mamba.layers.norm.compiled_on_a_cpu", lambda _, whether=whether: not whether)
             y = lambda gated=gated: norm.projected(projection, x, *gated)  # noqa: E731
             assert keras.backend.standardize_dtype(y().dtype) == norm.compute_dtype
             results.append((numpy(y()), weight_gradients(layer, lambda y=y: projected(y()))))

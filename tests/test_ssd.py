@@ -26,6 +26,7 @@ def test_any_chunk_size_gives_the_same_result(chunk_size):
 def test_an_accelerator_takes_groups_of_chunks_with_the_same_result(length, chunks, monkeypatch):
     monkeypatch.setattr(chunked, "runs_in_place", lambda x: False)
     monkeypatch.setattr(chunked, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(chunked, "compiled_on_a_cpu", lambda x: False)
     monkeypatch.setattr(chunked, "ACCELERATOR_CHUNKS", chunks)
     arrays, ids = draw(SSD, length), np.repeat([[0] * 9 + [1] * (length - 9)], 2, axis=0).astype("int32")
     came = run(SSD, float32(arrays), chunk_size=4, segment_ids=ids)
