@@ -103,23 +103,18 @@ class Mamba2Layer(Mixer):
     ) -> tuple[Any, MixerState]:
         if not convolved.takes(x, mask, segment_ids):
             return super().mix(x, mask, state, segment_ids, norm)
-        c = self.config
         *beside, z, xBC, dt = self._projected(x, norm)
-        empty = self.initial_state(ops.shape(x)[0])
-        y, *state = convolved.run(
+        conv, ssm = self.initial_state(ops.shape(x)[0])
+        y, conv, ssm = convolved.run(
             xBC,
             *self.conv1d.weights_in_use(),
-            dt,
-            -ops.exp(self.A_log),
-            ops.convert_to_tensor(self.D),
-            None if c.rmsnorm else ops.reshape(z, (*ops.shape(z)[:2], c.nheads, c.headdim)),
-            ops.convert_to_tensor(self.dt_bias),
-            c.dt_limit,
-            c.chunk_size,
-            *(zeros if given is None else given for given, zeros in zip(state, empty, strict=True)),
-            c.ngroups,
+            dt=dt,
+            before=conv if state.conv is None else state.conv,
+            state=ssm if state.ssm is None else state.ssm,
+            ngroups=self.config.ngroups,
+            **self._recurrence(z),
         )
-        return self.finish(y, z, *beside), MixerState(*state)
+        return self.finish(y, z, *beside), MixerState(conv, ssm)
 
     def _projected(self, x: Any, norm: RMSNorm | None) -> list[Any]:
         """in_proj: gate and input of the MLP, z, xBC, dt."""
@@ -142,17 +137,25 @@ class Mamba2Layer(Mixer):
         return {
             "x": ops.reshape(x, heads),
             "dt": dt,
-            "A": -ops.exp(self.A_log),
             "B": ops.reshape(B, groups),
             "C": ops.reshape(C, groups),
-            "D": self.D,
-            "z": None if c.rmsnorm else ops.reshape(z, heads),
-            "dt_bias": self.dt_bias,
+            **self._recurrence(z),
+        }
+
+    def _recurrence(self, z: Any) -> dict[str, Any]:
+        """The recurrence itself: its weights, and z where no norm has it for a gate."""
+        c = self.config
+        return {
+            "A": -ops.exp(self.A_log),
+            "D": ops.convert_to_tensor(self.D),
+            "z": None if c.rmsnorm else ops.reshape(z, (*ops.shape(z)[:2], c.nheads, c.headdim)),
+            "dt_bias": ops.convert_to_tensor(self.dt_bias),
             "dt_limit": c.dt_limit,
+            "chunk_size": c.chunk_size,
         }
 
     def recur(self, **inputs: Any) -> tuple[Any, Any]:
-        return ssd(**inputs, chunk_size=self.config.chunk_size, return_final_state=True)
+        return ssd(**inputs, return_final_state=True)
 
     def finish(self, y: Any, z: Any, mlp_gate: Any, mlp: Any) -> Any:
         batch, length, _ = ops.shape(z)

@@ -29,6 +29,7 @@ def run(
     xBC: Any,
     weight: Any,
     bias: Any,
+    *,
     dt: Any,
     A: Any,
     D: Any,
