@@ -23,7 +23,7 @@ def asked(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     counted, matmul = [], products.matmul
-    monkeypatch.setattr(products, "_on_amd", lambda: True)
+    monkeypatch.setattr(products, "on_amd", lambda: True)
     monkeypatch.setattr(products, "WORTH_A_CALL", 1)
     monkeypatch.setattr(products, "matmul", lambda a, b: counted.append(products._is_faster(a, b)) or matmul(a, b))
     return counted
@@ -89,7 +89,7 @@ def test_the_processor_and_the_user_decide(name, wanted, monkeypatch):
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
     available = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    products._on_amd.cache_clear()
+    products.on_amd.cache_clear()
     large, small = torch.ones(1024, 1024), torch.ones(2, 2)
     try:
         assert products._is_faster(large, large) == (wanted and available)
@@ -98,4 +98,4 @@ def test_the_processor_and_the_user_decide(name, wanted, monkeypatch):
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
         assert not products._is_faster(large, large)
     finally:
-        products._on_amd.cache_clear()
+        products.on_amd.cache_clear()

@@ -50,10 +50,15 @@ def test_the_gradient_keeps_one_state_a_block(length):
 
 @pytest.mark.skipif(BACKEND != "torch", reason="XLA passes over the state of one token at a time")
 @pytest.mark.parametrize(
-    ("threads", "batch", "wanted"), [(1, 16, 16), (2, 16, 32), (2, 32, 16), (8, 32, 32), (1, 128, 8)]
+    ("amd", "threads", "batch", "wanted"),
+    [
+        *[(True, 1, 16, 16), (True, 2, 16, 32), (True, 2, 32, 16), (True, 8, 32, 32), (True, 1, 128, 8)],
+        *[(True, 1, 12, 21), (False, 1, 12, 32), (False, 2, 32, 16)],  # elsewhere tokens of few states share a call
+    ],
 )
-def test_the_states_of_a_block_fit_into_the_caches_of_the_cores(threads, batch, wanted, monkeypatch):
+def test_the_states_of_a_block_fit_into_the_caches_of_the_cores(amd, threads, batch, wanted, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("dl_mamba.ops.products.on_amd", lambda: amd)
     assert chunked._sizes(ops.ones((batch, 1024, 1, 128)), 16) == (wanted, 1)
 
 

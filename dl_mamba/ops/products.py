@@ -55,7 +55,7 @@ class _Product(torch.autograd.Function):
 
 
 def _is_faster(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return _is_large(a, b) and torch.backends.mkldnn.enabled and _on_amd()
+    return _is_large(a, b) and torch.backends.mkldnn.enabled and on_amd()
 
 
 def _is_large(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -63,7 +63,8 @@ def _is_large(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @cache
-def _on_amd() -> bool:
+def on_amd() -> bool:
+    """Whether this is a processor of AMD, and torch has both libraries."""
     processor = torch.cpu.get_capabilities()
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return both and processor.get("cpu_name", "").startswith("AMD")

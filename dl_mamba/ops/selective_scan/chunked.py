@@ -162,17 +162,21 @@ def _sizes(u, d_state):
     chunks = min(fitting, max(1, math.isqrt(length)) if isinstance(length, int) else 16)  # beyond, their walk is longer
     block = BLOCK
     if on_cpu and keras.backend.backend() == "torch":
-        block = min(BLOCK, max(SHORTEST, CACHED * min(4, _threads()) // (numbers * chunks)))
+        block = min(BLOCK, max(SHORTEST, _cached(numbers * chunks) // (numbers * chunks)))
     if not isinstance(length, int):
         return block, chunks
     tokens = -(-length // chunks)
     return -(-tokens // -(-tokens // block)), chunks  # equal blocks need the least padding
 
 
-def _threads():
+def _cached(numbers):
+    """Numbers in the states of a block for torch, `numbers` in those of a token."""
     import torch
 
-    return torch.get_num_threads()
+    from dl_mamba.ops import products
+
+    calls_cost_more = numbers <= CPU_STATES and not products.on_amd()  # than what the cache misses
+    return (CACHED * 3 // 2 if calls_cost_more else CACHED) * min(4, torch.get_num_threads())
 
 
 def _borders(blocks, A, h):
