@@ -14,7 +14,7 @@ COLOURS = {"JAX": "#00796b", "TensorFlow, XLA": "#ef6c00", "torch": "#5e35b1"}
 def rows() -> list[tuple[str, str, float]]:
     """(work, backend, times as fast as transformers, the middle one of the runs) of the forward pass."""
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
-    table = page.split("## Forward\n")[1].split("\n## ")[0]
+    table = page.split("## Forward\n")[1].split("\n##")[0]
     found, work = [], ""
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
