@@ -96,6 +96,7 @@ def test_half_precision_rounds_where_the_two_ops_do(policy):
         assert_close(a, b, 2**-8)  # one rounding to eight bits, where XLA sums in another order
 
 
+@only_xla
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
 def test_a_gate_without_norm_is_rounded_once(policy):
     layer = small_mixer("mamba2", rmsnorm=False, dtype=policy)
