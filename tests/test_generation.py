@@ -321,6 +321,38 @@ def test_a_recording_takes_dictionaries_whatever_the_order_of_their_keys():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="recordings are torch's")
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_recorded_step_does_not_compute_again_what_depends_on_the_weights_alone(family, monkeypatch):
+    from dl_mamba.generation.recording import Recording
+
+    recordings, model = [], lm(family)
+    monkeypatch.setattr(decoding, "Recording", lambda *args: recordings.append(Recording(*args)) or recordings[0])
+    model.generate([[1, 2]], decoding.RECORD_FROM)
+    (recording,) = recordings
+    kernels = [[str(node.target) for node in part.graph.nodes] for part in (recording._once, recording._repeated)]
+    assert [part.count("aten.neg.default") for part in kernels] == [model.config.num_layers, 0]  # -exp(A_log)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="recordings are torch's")
+def test_a_recording_computes_again_what_is_written_over():
+    from dl_mamba.generation.recording import Recording
+
+    weight = ops.convert_to_tensor([1.0, 2.0])
+
+    def function(x):
+        place = ops.zeros_like(weight)
+        whole = place.view(2)
+        place[:1].add_(x)  # through another view of the same memory
+        return whole * 2 + weight.exp().sum()
+
+    x = ops.convert_to_tensor([3.0])
+    recording = Recording(function, (x,))
+    weights = recording.weights()
+    for _ in range(2):
+        np.testing.assert_array_equal(numpy(recording(weights, x)), numpy(function(x)))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="recordings are torch's")
 def test_kernels_of_a_cuda_graph_begin_early_with_what_is_there_and_write_over_what_nobody_else_reads(monkeypatch):
     from dl_mamba.generation.recording import Recording
     from dl_mamba.ops.kernels import launch

@@ -20,8 +20,8 @@ def asked(monkeypatch):
 
     from dl_mamba.ops import products
 
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this build of torch has no oneDNN")
+    if not products._has_both():
+        pytest.skip("this build of torch lacks MKL or oneDNN")
     counted, matmul = [], products.matmul
     monkeypatch.setattr(products, "on_amd", lambda: True)
     monkeypatch.setattr(products, "WORTH_A_CALL", 1)
@@ -50,6 +50,20 @@ def test_few_rows_times_many_columns_equal_the_product_in_float64(rows, asked):
     function = lambda x, w: (product(x, w.mT),)  # noqa: E731
     assert_laws_hold(values_and_gradients(function, float32(arrays)), values_and_gradients(function, arrays))
     assert any(asked) == (rows == 9)  # eight rows go to all cores in eight parts of the columns
+
+
+def test_few_rows_are_one_product_where_mkl_gives_them_to_all_cores(monkeypatch):
+    import torch
+
+    from dl_mamba.ops import products
+
+    monkeypatch.setattr(products, "on_amd", lambda: False)
+    monkeypatch.setattr(products, "WORTH_A_CALL", 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        products.product(torch.ones(1, 7), torch.ones(24, 7).mT)
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::mm" in kernels
+    assert "aten::bmm" not in kernels
 
 
 def test_a_gradient_that_nobody_wants_is_not_computed(asked):

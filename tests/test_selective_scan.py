@@ -62,6 +62,18 @@ def test_the_states_of_a_block_fit_into_the_caches_of_the_cores(amd, threads, ba
     assert chunked._sizes(ops.ones((batch, 1024, 1, 128)), 16) == (wanted, 1)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="XLA takes what is subnormal for zero, at no cost")
+@pytest.mark.parametrize(("strongest", "smallest"), [(-2.0, 2.0**-2), (-150.0, 2.0**-64)])
+def test_no_decay_is_so_small_that_it_slows_torch_down(strongest, smallest):
+    from dl_mamba.ops.selective_scan.block_at_once import Blocks
+
+    dt = ops.reshape(ops.convert_to_tensor([0.5, 1.0], dtype="float32"), (2, 1, 1, 1, 1))
+    A = ops.convert_to_tensor([[[strongest], [-0.25]]], dtype="float32") * math.log(2.0)
+    decay = numpy(Blocks(dt, A)._decay((None, dt, None, None, None), A))[:, 0, 0, 0, :, 0]
+    np.testing.assert_allclose(decay[1], [smallest, 2.0**-0.25], rtol=1e-6)
+    np.testing.assert_allclose(decay[0], [max(2.0 ** (strongest / 2), 2.0**-64), 2.0**-0.125], rtol=1e-6)
+
+
 def test_one_group_and_no_group_axis_are_the_same():
     arrays = float32(draw(SCAN, ngroups=1))
     without_axis = {**arrays, "B": arrays["B"][:, :, 0], "C": arrays["C"][:, :, 0]}

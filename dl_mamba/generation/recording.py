@@ -70,6 +70,7 @@ def _recorder(graph: Any, constants: Any, inputs: list[Any]) -> Any:
                 self.keep(tensor, graph.placeholder(f"input_{i}"))
 
         def keep(self, tensor: Any, node: Any) -> None:
+            node.meta["memory"] = tensor.untyped_storage().data_ptr()
             self.nodes[id(tensor)] = node
             self.alive.append(tensor)
 
@@ -158,13 +159,24 @@ def _fixed(graph: Any) -> list[Any]:
     """Nodes that depend on no argument, are not written to, and draw no random number, in order."""
     import torch
 
-    written, fixed = set(), {}
-    for node in reversed(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node in written or (schema is not None and schema.is_mutable):
-            written.update((node, *node.all_input_nodes))
+    written = {node.meta.get("memory") for kernel in graph.nodes for node in _written_by(kernel)}
+    fixed: dict[Any, None] = {}
     for node in graph.nodes:
-        barred = node in written or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        barred = drawn or node.meta.get("memory") in written or _written_by(node)
         if node.op in ("call_function", "get_attr") and not barred and all(n in fixed for n in node.all_input_nodes):
             fixed[node] = None
     return list(fixed)
+
+
+def _written_by(kernel: Any) -> list[Any]:
+    """The nodes into whose memory a node of a graph writes."""
+    import torch
+
+    found: list[Any] = []
+    schema = getattr(kernel.target, "_schema", None)
+    for i, argument in enumerate(schema.arguments if schema else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = kernel.args[i] if i < len(kernel.args) else kernel.kwargs.get(argument.name)
+            torch.fx.node.map_arg(given, found.append)
+    return found

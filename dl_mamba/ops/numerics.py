@@ -130,7 +130,7 @@ def barrier(tensors: Any) -> Any:
 
 
 def plus_product(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """y + a b, which torch puts in the place of y; for functions whose gradient is written by hand."""
+    """y + a b, which torch puts in the place of y: nothing else may need that."""
     return y.addcmul_(a, b) if keras.backend.backend() == "torch" else y + a * b
 
 

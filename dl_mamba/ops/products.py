@@ -1,7 +1,9 @@
 """Products of float32 matrices for torch on a CPU: on processors of AMD by oneDNN, of few rows on all cores.
 
-torch asks MKL, which gives few rows to one core and keeps its AVX-512 code for processors of Intel. On those of AMD
-oneDNN takes half the time with AVX-512 and 0.9 of it with AVX2. `torch.backends.mkldnn.enabled = False` goes back.
+torch asks MKL, which keeps its AVX-512 code, and its way to give few rows to all cores, for processors of Intel. On
+those of AMD oneDNN takes half the time with AVX-512 and 0.9 of it with AVX2, and few rows times many columns are
+computed in parts; on those of Intel that takes twice the time of one product. `torch.backends.mkldnn.enabled = False`
+goes back.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def add_bmm(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x (..., i) times w (i, j)."""
-    if len(x.shape) == 2 and len(x) <= PARTS and w.mT.is_contiguous() and w.shape[1] % PARTS == 0 and _is_large(x, w):
+    few = len(x.shape) == 2 and len(x) <= PARTS
+    if few and w.mT.is_contiguous() and w.shape[1] % PARTS == 0 and _is_faster(x, w):
         columns = w.mT.view(PARTS, -1, w.shape[0])
         return torch.matmul(columns, x.mT.expand(PARTS, -1, -1)).flatten(0, 1).mT
     return _Product.apply(x, w) if torch.is_grad_enabled() and _is_faster(x, w) else matmul(x, w)
@@ -55,16 +58,16 @@ class _Product(torch.autograd.Function):
 
 
 def _is_faster(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return _is_large(a, b) and torch.backends.mkldnn.enabled and on_amd()
-
-
-def _is_large(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= WORTH_A_CALL
+    large = a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= WORTH_A_CALL
+    return large and torch.backends.mkldnn.enabled and on_amd() and _has_both()
 
 
 @cache
 def on_amd() -> bool:
-    """Whether this is a processor of AMD, and torch has both libraries."""
-    processor = torch.cpu.get_capabilities()
-    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return both and processor.get("cpu_name", "").startswith("AMD")
+    """Whether this is a processor of AMD."""
+    return torch.cpu.get_capabilities().get("cpu_name", "").startswith("AMD")
+
+
+@cache
+def _has_both() -> bool:
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()

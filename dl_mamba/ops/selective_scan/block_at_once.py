@@ -1,7 +1,9 @@
 """A block of tokens at once, in place: for torch, whose calls cost more than what they compute for one token.
 
-On a CPU exp2 takes a third of the time of exp, and a row times a matrix a tenth of that of a matrix times a column. A
-block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None. Axes as in `chunked`.
+On a CPU exp2 takes a third of the time of exp on some processors, and a row times a matrix a tenth of that of a matrix
+times a column. Powers that underflow take ten times as long as others, and what is subnormal slows products down, so
+that no decay is smaller than `SMALLEST`. A block is (u, dt, B, C, starts), each (k, b, c, ...); starts may be None.
+Axes as in `chunked`.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import math
 import torch
 
 from dl_mamba.ops.places import Places
+from dl_mamba.ops.sequence import runs_in_place
+
+SMALLEST = -64.0  # log2 of a decay; what it leaves of a state no float32 number shows
 
 
 class Blocks:
-    """The work on the blocks of one call."""
+    """The work on the blocks of one call, with all of its dt (..., e)."""
 
-    def __init__(self):
+    def __init__(self, dt, A):
         self.places = Places()
+        self.log2 = A * math.log2(math.e)
+        self.some_smaller = runs_in_place(dt) and dt.numel() > 0 and bool(dt.amax() * self.log2.amin() < SMALLEST)
 
     def outputs(self, h, block, A):
         """The state behind a block, and what its tokens read."""
@@ -54,7 +61,8 @@ class Blocks:
     def _decay(self, block, A):
         """The decay of each token, in a place that `_states` and `_adjoint` read."""
         _, dt, _, _, starts = block
-        decay = self.places.product("decay", _for_states(dt, A.shape[1]), A * math.log2(math.e)).exp2_()
+        decay = self.places.product("decay", _for_states(dt, A.shape[1]), self.log2)
+        decay = (decay.clamp_(min=SMALLEST) if self.some_smaller else decay).exp2_()
         return decay if starts is None else decay.mul_(1.0 - starts[..., None, None, None])
 
     def _states(self, h, block):

@@ -82,7 +82,7 @@ def _forward(x, dt, A, B, C, starts, h):
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     borders, h = (h[:, None], None) if chunks == 1 else _borders(blocks, A, h)
-    work = _work_on_blocks()
+    work = _work_on_blocks(dt, A)
 
     def step(carry, block):
         h, y = work.outputs(*carry, block, A)
@@ -101,7 +101,7 @@ def _backward(residuals, gradients):
     fold, unfold, chunks = _folding(u, A.shape[1])
     blocks = tuple(None if v is None else fold(v) for v in (u, dt, B, C, starts))
     ends, dh = (dh[:, None], None) if chunks == 1 else _adjoint_borders(blocks, fold(dy), A, dh)
-    work = _work_on_blocks()
+    work = _work_on_blocks(dt, A)
 
     def step(carry, item):
         *block, before, dy = item
@@ -121,12 +121,12 @@ def _backward(residuals, gradients):
 _recurrence = with_gradient(_forward, _backward)
 
 
-def _work_on_blocks():
+def _work_on_blocks(dt, A):
     """`outputs`, `last_state`, `adjoint_first_state` and `gradient` of a block, for one call."""
     if keras.backend.backend() == "torch":
         from dl_mamba.ops.selective_scan.block_at_once import Blocks
 
-        return Blocks()
+        return Blocks(dt, A)
     return block_by_token
 
 
@@ -181,7 +181,8 @@ def _cached(numbers):
 
 def _borders(blocks, A, h):
     """States at the start of each chunk (b, c, g, n, e), and behind the last token (b, g, n, e)."""
-    work, u = _work_on_blocks(), blocks[0]
+    u, dt, *_ = blocks
+    work = _work_on_blocks(dt, A)
     empty = ops.zeros((*ops.shape(u)[2:5], *A.shape[1:]), dtype=u.dtype)
     (added,), _ = over_blocks(lambda carry, block: ((work.last_state(*carry, block, A),), ()), (empty,), blocks)
     return _over_chunks(blocks, A, added, h)
@@ -189,7 +190,7 @@ def _borders(blocks, A, h):
 
 def _adjoint_borders(blocks, dy, A, dh):
     """Gradients of the states at the end of each chunk (b, c, g, n, e), and of the initial state."""
-    work = _work_on_blocks()
+    work = _work_on_blocks(blocks[1], A)
 
     def step(carry, item):
         *block, dy = item
