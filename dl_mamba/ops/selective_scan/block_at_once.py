@@ -15,7 +15,7 @@ import torch
 from dl_mamba.ops.places import Places
 from dl_mamba.ops.sequence import runs_in_place
 
-SMALLEST = -64.0  # log2 of a decay; what it leaves of a state no float32 number shows
+SMALLEST = -64.0  # log2 of a decay, which leaves 5e-20 of a state: far less than sums of float32 round off
 
 
 class Blocks:
