@@ -51,18 +51,17 @@ def test_few_rows_times_many_columns_equal_the_product_in_float64(rows, asked):
     assert any(asked) == (rows == 9)  # eight rows go to all cores in eight parts of the columns
 
 
-def test_few_rows_are_one_product_where_mkl_gives_them_to_all_cores(monkeypatch):
+@pytest.mark.parametrize(("amd", "rows", "kernel"), [(False, 6, "mm"), (False, 7, "bmm"), (True, 1, "bmm")])
+def test_few_rows_are_one_product_where_mkl_gives_them_to_all_cores(amd, rows, kernel, monkeypatch):
     import torch
 
     from dl_mamba.ops import products
 
-    monkeypatch.setattr(products, "on_amd", lambda: False)
+    monkeypatch.setattr(products, "on_amd", lambda: amd)
     monkeypatch.setattr(products, "WORTH_A_CALL", 1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        products.product(torch.ones(1, 7), torch.ones(24, 7).mT)
-    kernels = {event.key for event in profile.key_averages()}
-    assert "aten::mm" in kernels
-    assert "aten::bmm" not in kernels
+        products.product(torch.ones(rows, 7), torch.ones(24, 7).mT)
+    assert {event.key for event in profile.key_averages()} & {"aten::mm", "aten::bmm"} == {f"aten::{kernel}"}
 
 
 def test_a_gradient_that_nobody_wants_is_not_computed(asked):

@@ -1,9 +1,9 @@
 """Products of float32 matrices for torch on a CPU: on processors of AMD by oneDNN, of few rows on all cores.
 
-torch asks MKL, which keeps its AVX-512 code, and its way to give few rows to all cores, for processors of Intel. On
+torch asks MKL, which keeps its AVX-512 code, and its way to give a few rows to all cores, for processors of Intel. On
 those of AMD oneDNN takes half the time with AVX-512 and 0.9 of it with AVX2, and few rows times many columns are
-computed in parts; on those of Intel that takes twice the time of one product. `torch.backends.mkldnn.enabled = False`
-goes back.
+computed in parts, which on those of Intel takes twice the time of one product of one row, and less from 7 rows on.
+`torch.backends.mkldnn.enabled = False` goes back to MKL.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 WORTH_A_CALL = 2**20  # multiplications; with fewer MKL's shorter calls are faster
 PARTS = 8  # of the columns, for up to so many rows
+WHOLE = 6  # rows up to which MKL needs no parts on processors of Intel
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -35,8 +36,8 @@ def add_bmm(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x (..., i) times w (i, j)."""
-    few = len(x.shape) == 2 and len(x) <= PARTS
-    if few and w.mT.is_contiguous() and w.shape[1] % PARTS == 0 and _is_faster(x, w):
+    few = len(x.shape) == 2 and (0 if on_amd() else WHOLE) < len(x) <= PARTS
+    if few and w.mT.is_contiguous() and w.shape[1] % PARTS == 0 and _is_large(x, w):
         columns = w.mT.view(PARTS, -1, w.shape[0])
         return torch.matmul(columns, x.mT.expand(PARTS, -1, -1)).flatten(0, 1).mT
     return _Product.apply(x, w) if torch.is_grad_enabled() and _is_faster(x, w) else matmul(x, w)
@@ -58,8 +59,11 @@ class _Product(torch.autograd.Function):
 
 
 def _is_faster(a: torch.Tensor, b: torch.Tensor) -> bool:
-    large = a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= WORTH_A_CALL
-    return large and torch.backends.mkldnn.enabled and on_amd() and _has_both()
+    return _is_large(a, b) and torch.backends.mkldnn.enabled and on_amd() and _has_both()
+
+
+def _is_large(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype == torch.float32 and a.numel() * b.shape[1] >= WORTH_A_CALL
 
 
 @cache
