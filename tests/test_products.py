@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="XLA has its own prod
 @pytest.fixture
 def asked(monkeypatch):
     """The number of products that oneDNN was asked for, however small."""
-
     from dl_mamba.ops import products
 
     if not products._has_both():

@@ -1,6 +1,7 @@
 """Laws of the byte tokenizer: nothing is lost, nothing is invented, and a config makes the same one again."""
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dl_mamba.tokenizers import BytePairTokenizer, ByteTokenizer
+from dl_mamba.tokenizers import BytePairTokenizer, ByteTokenizer, HuggingFaceTokenizer
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=4)
 
@@ -126,3 +127,9 @@ def test_without_dropout_varied_rows_are_the_plain_ones():
 def test_a_merge_of_an_unknown_id_is_refused(merges, message):
     with pytest.raises(ValueError, match=message):
         BytePairTokenizer(merges)
+
+
+def test_a_missing_library_of_tokenizers_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "dl-mamba\[hf\]"'):
+        HuggingFaceTokenizer("{}")
