@@ -155,8 +155,13 @@ def _places(ys: Tensors, size: Any, x: Any) -> Tensors:
     arrays = tuple(tf.TensorArray(y.dtype, size=size, element_shape=y.shape) for y in ys)
     if not (isinstance(size, int) and x.dtype.is_floating and all(y.shape.is_fully_defined() for y in ys)):
         return arrays
-    zeros = (tf.fill((size, *y.shape), after(x, tf.zeros((), y.dtype))) for y in ys)
+    zeros = (_zeros((size, *y.shape), y.dtype, x) for y in ys)
     return tuple(array.unstack(start) for array, start in zip(arrays, zeros, strict=True))
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, x: Any) -> Any:
+    """Zeros for what a loop puts out. XLA would take and clear memory for them, for all loops of a program, at once."""
+    return ops.broadcast_to(after(x, ops.zeros((), keras.backend.standardize_dtype(dtype))), shape)
 
 
 def _loop_eagerly(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
@@ -198,8 +203,19 @@ def _traced_step(step: Step, carry: Tensors, xs: Tensors) -> Any:
 
 def _loop_jax(step: Step, carry: Tensors, xs: Tensors, reverse: bool) -> tuple[Tensors, Tensors]:
     import jax
+    from jax.lax import dynamic_index_in_dim, dynamic_update_index_in_dim
 
-    return jax.lax.scan(step, carry, xs, reverse=reverse)
+    size = xs[0].shape[0]
+    _, ys = jax.eval_shape(step, carry, tuple(x[0] for x in xs))
+    places = tuple(_zeros((size, *y.shape), y.dtype, xs[-1]) for y in ys)
+
+    def body(i, state):
+        carry, places = state
+        at = size - 1 - i if reverse else i
+        carry, ys = step(carry, tuple(dynamic_index_in_dim(x, at, keepdims=False) for x in xs))
+        return carry, tuple(dynamic_update_index_in_dim(*pair, at, 0) for pair in zip(places, ys, strict=True))
+
+    return jax.lax.fori_loop(0, size, body, (carry, places))
 
 
 _LOOP = {"jax": _loop_jax, "torch": _loop_torch, "tensorflow": _loop_tensorflow}

@@ -160,7 +160,7 @@ def sum_of_rows(x: Tensor) -> Tensor:
     import jax
 
     # without the barriers XLA sees the ones and makes a sum of the product, or makes the product part of another loop
-    ones = jax.lax.optimization_barrier(ops.ones((1, x.shape[-2]), dtype=x.dtype))
+    ones = jax.lax.optimization_barrier(ops.ones((*x.shape[:-2], 1, x.shape[-2]), dtype=x.dtype))
     return ops.matmul(ones, jax.lax.optimization_barrier(x))[..., 0, :]
 
 
