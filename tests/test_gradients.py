@@ -41,25 +41,43 @@ def test_a_graph_traces_it_once_for_each_shape_with_the_same_gradient():
         np.testing.assert_allclose(gradient, 4.0 * x**3, rtol=1e-12)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="a graph of TensorFlow tells what waits for what")
+@pytest.mark.skipif(BACKEND == "torch", reason="torch runs in the order of the program")
 def test_the_outputs_of_a_loop_wait_for_its_last_input():
+    def run(early, late):
+        return loop(lambda carry, x: ((carry[0] + x[0],), (x[0] * x[1],)), (ops.zeros(3),), (early, late))
+
+    waiting, sources, inputs = {"jax": _places_on_jax, "tensorflow": _places_on_tensorflow}[BACKEND](run)
+    assert waiting
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        seen.add(node)
+        waiting += sources(node)
+    early, late = inputs
+    assert late in seen
+    assert early not in seen
+
+
+def _places_on_tensorflow(run):
+    """What the outputs of the loop start as, what such a node is made of, and the inputs."""
     import tensorflow as tf
 
-    spec = tf.TensorSpec((4, 3))
+    spec = lambda name: tf.TensorSpec((4, 3), name=name)  # noqa: E731
+    graph = tf.function(run, input_signature=[spec("early"), spec("late")]).get_concrete_function().graph
+    named = {operation.name: operation for operation in graph.get_operations()}
+    places = [name for name, operation in named.items() if operation.type == "BroadcastTo"]
+    return places, lambda name: [tensor.op.name for tensor in named[name].inputs], ("early", "late")
 
-    @tf.function(input_signature=[spec, spec])
-    def run(early, late):
-        return loop(lambda carry, x: ((carry[0] + x[0],), (x[0] * x[1],)), (tf.zeros(3),), (early, late))
 
-    graph = run.get_concrete_function().graph
-    waiting, seen = [operation for operation in graph.get_operations() if operation.type == "Fill"], set()
-    assert waiting
-    while waiting:
-        operation = waiting.pop()
-        seen.add(operation.name)
-        waiting += [tensor.op for tensor in operation.inputs]
-    assert "late" in seen
-    assert "early" not in seen
+def _places_on_jax(run):
+    import jax
+
+    program = jax.make_jaxpr(run)(*np.ones((2, 4, 3), "float32")).jaxpr
+    made = {id(made): equation for equation in program.eqns for made in equation.outvars}
+    repeated = [equation for equation in program.eqns if equation.primitive.name in ("scan", "while")]
+    places = [id(read) for equation in repeated for read in equation.invars if id(read) in made and read.aval.ndim == 2]
+    sources = lambda node: [id(read) for read in made[node].invars] if node in made else []  # noqa: E731
+    return places, sources, tuple(map(id, program.invars))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch runs in the order of the program")

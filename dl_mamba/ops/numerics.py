@@ -159,7 +159,8 @@ def sum_of_rows(x: Tensor) -> Tensor:
         return ops.sum(x, axis=-2)
     import jax
 
-    # without the barriers XLA sees the ones and makes a sum of the product, or makes the product part of another loop
+    # without the barriers XLA sees the ones and makes a sum of the product, or makes the product part of another loop;
+    # of one row of ones for a whole batch it makes a product with a copy of x, turned
     ones = jax.lax.optimization_barrier(ops.ones((*x.shape[:-2], 1, x.shape[-2]), dtype=x.dtype))
     return ops.matmul(ones, jax.lax.optimization_barrier(x))[..., 0, :]
 

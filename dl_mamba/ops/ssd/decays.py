@@ -22,6 +22,7 @@ def decays(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     coarse, fine = cumulative(log_decay)
     difference = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
     between = ops.where(not_before(_size(log_decay)), ops.exp(ops.minimum(difference, 0.0)), 0.0)
+    # not parts of `between`, which XLA would look for there again wherever they are read
     since_start = ops.exp(ops.minimum(coarse + fine, 0.0))
     until_end = ops.exp(ops.minimum((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine), 0.0))
     return between, since_start, until_end
