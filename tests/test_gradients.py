@@ -12,7 +12,7 @@ from model_harness import own_path, perturb, projected, weight_gradients
 import dl_mamba
 from dl_mamba.layers.adapted import Projection
 from dl_mamba.ops.gradients import after, with_gradient
-from dl_mamba.ops.loops import loop
+from dl_mamba.ops.loops import loop, native_loop
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch keep no graph of their own")
@@ -73,11 +73,26 @@ def _places_on_jax(run):
     import jax
 
     program = jax.make_jaxpr(run)(*np.ones((2, 4, 3), "float32")).jaxpr
-    made = {id(made): equation for equation in program.eqns for made in equation.outvars}
+    made = {id(variable): equation for equation in program.eqns for variable in equation.outvars}
     repeated = [equation for equation in program.eqns if equation.primitive.name in ("scan", "while")]
     places = [id(read) for equation in repeated for read in equation.invars if id(read) in made and read.aval.ndim == 2]
     sources = lambda node: [id(read) for read in made[node].invars] if node in made else []  # noqa: E731
     return places, sources, tuple(map(id, program.invars))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the gradient of a loop is the backend's own; only a program of JAX tells")
+def test_the_gradient_of_a_native_loop_carries_no_whole_sequence_from_step_to_step():
+    import jax
+
+    def total(x):
+        return ops.sum(native_loop(lambda carry, x: ((carry[0] * x[0],), (carry[0],)), (ops.ones(3),), (x,))[1][0] ** 2)
+
+    program = jax.make_jaxpr(jax.grad(total))(np.ones((50, 3), "float32")).jaxpr
+    loops = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    assert len(loops) == 2
+    for equation in loops:
+        carried = equation.outvars[: equation.params["num_carry"]]
+        assert all(variable.aval.size <= 3 for variable in carried)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="torch runs in the order of the program")

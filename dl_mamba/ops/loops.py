@@ -35,11 +35,20 @@ def scan(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def loop(step: Step, carry: Tensors, xs: Tensors, reverse: bool = False) -> tuple[Tensors, Tensors]:
-    """The same, last slice first if `reverse`, differentiated as the backend does by itself.
+    """The same, last slice first if `reverse`, where no gradient is wanted or it is written by hand."""
+    return _LOOP[keras.backend.backend()](step, carry, xs, reverse)
+
+
+def native_loop(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    """The same, differentiated as the backend does by itself.
 
     That keeps what every step computes, can be repeated for higher derivatives, and fails on TensorFlow under XLA.
     """
-    return _LOOP[keras.backend.backend()](step, carry, xs, reverse)
+    if keras.backend.backend() != "jax":
+        return loop(step, carry, xs)
+    import jax
+
+    return jax.lax.scan(step, carry, xs)  # through the places of `loop` a gradient would be quadratic in length
 
 
 def _scan_jax(step: Step, carry: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
@@ -137,7 +146,7 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
     size = xs[0].shape[0] or tf.shape(xs[0])[0]
     step = _traced_step(step, carry, xs)
     ys = step.structured_outputs[1]
-    arrays = _places(ys, size, xs[-1])  # of a gradient this should be the output's
+    arrays = _places(ys, size, xs[-1])
 
     def body(i, carry, arrays):
         at = size - 1 - i if reverse else i
@@ -149,7 +158,7 @@ def _loop_tensorflow(step: Step, carry: Tensors, xs: Tensors, reverse: bool = Fa
 
 
 def _places(ys: Tensors, size: Any, x: Any) -> Tensors:
-    """TensorArrays for outputs like ys. XLA takes and clears memory for them when x is there, not at once."""
+    """TensorArrays for outputs like ys, which wait for x where all sizes are known."""
     import tensorflow as tf
 
     arrays = tuple(tf.TensorArray(y.dtype, size=size, element_shape=y.shape) for y in ys)
@@ -160,7 +169,10 @@ def _places(ys: Tensors, size: Any, x: Any) -> Tensors:
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, x: Any) -> Any:
-    """Zeros for what a loop puts out. XLA would take and clear memory for them, for all loops of a program, at once."""
+    """Zeros for what a loop puts out, not there before x is, of a gradient that of the output.
+
+    XLA would take and clear memory for them, for all loops of a program, at once.
+    """
     return ops.broadcast_to(after(x, ops.zeros((), keras.backend.standardize_dtype(dtype))), shape)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.loops import loop
+from dl_mamba.ops.loops import native_loop
 from dl_mamba.ops.numerics import accumulation_dtype, upcast
 
 
@@ -25,5 +25,5 @@ def run(x, weight, bias, activation, initial_state, starts, mask):
         y = y if activation is None else ops.silu(y)
         return (ops.where(real[:, None, None], filled[:, 1:], window),), (ops.where(real[:, None], y, 0.0),)
 
-    (window,), (y,) = loop(token, (window,), tuple(ops.moveaxis(v, 1, 0) for v in (x, starts, mask)))
+    (window,), (y,) = native_loop(token, (window,), tuple(ops.moveaxis(v, 1, 0) for v in (x, starts, mask)))
     return ops.moveaxis(y, 0, 1), window

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.loops import loop
+from dl_mamba.ops.loops import native_loop
 from dl_mamba.ops.numerics import accumulation_dtype, skip_and_gate, step_sizes, upcast
 
 
@@ -23,5 +23,5 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, starts, mask)
         h = ops.exp(dt[..., None] * A) * h + (dt * x)[..., None] * B
         return (h,), (ops.sum(C * h, axis=-1),)
 
-    (h,), (y,) = loop(token, (h,), tuple(ops.moveaxis(v, 1, 0) for v in (x, dt, B, C, starts)))
+    (h,), (y,) = native_loop(token, (h,), tuple(ops.moveaxis(v, 1, 0) for v in (x, dt, B, C, starts)))
     return skip_and_gate(ops.moveaxis(y, 0, 1), x, D, z), h

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras import ops
 
-from dl_mamba.ops.loops import loop
+from dl_mamba.ops.loops import native_loop
 from dl_mamba.ops.numerics import accumulation_dtype, skip_and_gate, step_sizes, upcast
 
 
@@ -27,6 +27,6 @@ def run(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit, input_scale, chunk
         h = ops.exp(dt * A)[..., None, None] * h + (scale[..., None] * x)[..., None] * B[:, :, None, :]
         return (h,), (ops.sum(C[:, :, None, :] * h, axis=-1),)
 
-    (h,), (y,) = loop(token, (h,), tuple(ops.moveaxis(v, 1, 0) for v in (x, dt, scale, B, C, starts)))
+    (h,), (y,) = native_loop(token, (h,), tuple(ops.moveaxis(v, 1, 0) for v in (x, dt, scale, B, C, starts)))
     D = D if D is None or len(D.shape) == 2 else D[:, None]
     return skip_and_gate(ops.moveaxis(y, 0, 1), x, D, z), h
